@@ -1,0 +1,42 @@
+"""Whose fault is an exception that a handler did not catch: the peer's, or the program's?"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from anyio import BrokenResourceError, DelimiterNotFound, EndOfStream, IncompleteRead
+
+from asyncserver.channel import Channel
+from asyncserver.errors import ConnectionTimeoutError
+from asyncserver.states import CloseReason
+
+__all__ = ["blame"]
+
+
+def blame(exc: BaseException, channel: Channel) -> CloseReason | None:
+    """The reason that a peer gave for the end of ``channel`` by which ``exc`` was raised.
+
+    None when it was not the peer: handlers need not catch what peers do to them, but an exception of
+    the same class from somewhere else (a database connection, say) is an error of the handler.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", exc)
+        reasons = [blame(part, channel) for part in group.exceptions]
+        return None if None in reasons else reasons[0]
+    if isinstance(exc, EndOfStream | IncompleteRead) and channel.input_over:
+        return CloseReason.EOF
+    if isinstance(exc, BrokenResourceError) and channel.broken:
+        return CloseReason.RESET
+    if isinstance(exc, DelimiterNotFound) and channel.overrun:
+        return CloseReason.PROTOCOL_ERROR
+    if isinstance(exc, ConnectionTimeoutError):
+        return _OF_DEADLINES.get(exc.deadline)
+    return None
+
+
+_OF_DEADLINES = {
+    "handshake": CloseReason.HANDSHAKE_TIMEOUT,
+    "first_byte": CloseReason.FIRST_BYTE_TIMEOUT,
+    "idle": CloseReason.IDLE_TIMEOUT,
+    "send": CloseReason.SEND_TIMEOUT,
+}

@@ -1,0 +1,547 @@
+"""``Connection``: one accepted socket from its first to its last moment, in one task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+from anyio import CapacityLimiter
+
+from asyncserver.blame import blame
+from asyncserver.deadlines import DeadlineWheel
+from asyncserver.endpoints import Endpoint
+from asyncserver.errors import ConnectionTimeoutError, TLSUpgradeError
+from asyncserver.limits import Limits, Timeouts
+from asyncserver.listener import Listener
+from asyncserver.states import CloseReason, ConnectionState
+from asyncserver.stream import Stream
+
+__all__ = ["Connection", "ConnectionHost", "ConnectionLogFilter", "current_connection"]
+
+logger = logging.getLogger("asyncserver")
+
+# Seconds without a byte after which a connection whose handler waits for the next message counts as
+# idle when it has been told to end. Long enough not to fall between two packets of one message.
+_QUIET = 0.25
+
+_current: ContextVar[Connection] = ContextVar("asyncserver_connection")
+
+
+def current_connection() -> Connection:
+    """The connection whose handler is running here; also in the tasks and threads that it started.
+
+    Raises ``LookupError`` outside of a handler.
+    """
+    return _current.get()
+
+
+class ConnectionLogFilter(logging.Filter):
+    """Adds ``connection_id`` and ``peer`` to log records that are made in handlers ("-" elsewhere)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the two; never drops a record."""
+        connection = _current.get(None)
+        record.connection_id = "-" if connection is None else connection.id
+        record.peer = "-" if connection is None else str(connection.peer)
+        return True
+
+
+class ConnectionHost(Protocol):
+    """What connections need from the server that they belong to."""
+
+    loop: asyncio.AbstractEventLoop
+    limits: Limits
+    timeouts: Timeouts
+    wheel: DeadlineWheel
+    handshakes: CapacityLimiter
+    handler: Callable[[Stream], Coroutine[Any, Any, object]]
+    verify: Callable[[Connection], Coroutine[Any, Any, bool]] | None
+    server: Any
+
+    def tls_context(self) -> ssl.SSLContext: ...
+    def handler_failed(self, connection: Connection, exc: Exception) -> None: ...
+    def connection_closed(self, connection: Connection) -> None: ...
+    def handler_stuck(self, connection: Connection) -> None: ...
+    def handler_ended(self, connection: Connection) -> None: ...
+
+
+class _Phase:
+    NEW, HANDSHAKE, HANDLER, CLOSING, CLOSED = range(5)
+
+
+class _Step:
+    """What has been done to end a connection; each is given ``Timeouts.grace`` before the next."""
+
+    NONE, TOLD, CANCELLED = range(3)
+
+
+class Connection:
+    """One live session. Made by the server; handlers get it from ``current_connection()``."""
+
+    __slots__ = (
+        "_closed_waiters",
+        "_draining_waiters",
+        "_handler_started",
+        "_host",
+        "_lifetime_factor",
+        "_listener",
+        "_next_step_at",
+        "_opened",
+        "_phase",
+        "_quiet_since",
+        "_reason",
+        "_seen_received",
+        "_seen_sent",
+        "_send_since",
+        "_step",
+        "_task",
+        "_told",
+        "_was_busy",
+        "admission_key",
+        "id",
+        "stream",
+        "watch_slot",
+    )
+
+    if TYPE_CHECKING:
+        id: int
+        stream: Stream
+
+    def __init__(
+        self, number: int, sock: socket.socket, sockaddr: Any, listener: Listener, host: ConnectionHost
+    ) -> None:
+        self.id = number
+        self._host = host
+        self._listener = listener
+        self.stream = Stream(
+            sock,
+            loop=host.loop,
+            sockaddr=sockaddr,
+            local=listener.local_endpoint,
+            default_tls=host.tls_context,
+            send_limit=host.limits.send_buffer,
+            receive_limit=host.limits.receive_buffer,
+        )
+        self._opened = self._quiet_since = self._handler_started = now = host.loop.time()
+        self._phase = _Phase.NEW
+        self._task: asyncio.Task[None] | None = None
+        self._reason: CloseReason | None = None
+        self._told: CloseReason | None = None
+        self._draining_waiters: list[asyncio.Future[None]] | None = None
+        self._closed_waiters: list[asyncio.Future[None]] | None = None
+        self._step = _Step.NONE
+        self._next_step_at = 0.0
+        self._seen_received: int = 0
+        self._seen_sent: int = 0
+        self._send_since = now
+        self._was_busy = True
+        self._lifetime_factor = 0.0
+        self.watch_slot = 0
+        self.admission_key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} peer={self.peer} {self.state}>"
+
+    # --- who and what ---
+
+    @property
+    def peer(self) -> Endpoint:
+        """The peer's address."""
+        return self.stream.peer
+
+    @property
+    def local(self) -> Endpoint:
+        """The address that the peer connected to."""
+        return self.stream.local
+
+    @property
+    def listener(self) -> Listener:
+        """The listener that accepted it."""
+        return self._listener
+
+    @property
+    def server(self) -> Any:
+        """The ``Server`` that it belongs to."""
+        return self._host.server
+
+    @property
+    def lifespan_state(self) -> Any:
+        """What the server's lifespan context manager gave."""
+        return self._host.server.lifespan_state
+
+    @property
+    def opened_at(self) -> float:
+        """When it was accepted, in seconds as of ``time.time()``."""
+        return time.time() - self.age
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was accepted."""
+        return self._host.loop.time() - self._opened
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes taken from the kernel; under TLS what was inside."""
+        return self.stream.bytes_received
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes given to the kernel; under TLS what was inside."""
+        return self.stream.bytes_sent
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where it is in its life."""
+        phase = self._phase
+        if phase == _Phase.CLOSED:
+            return ConnectionState.CLOSED
+        if self._told is not None or phase == _Phase.CLOSING:
+            return ConnectionState.DRAINING
+        if phase == _Phase.HANDSHAKE:
+            return ConnectionState.HANDSHAKE
+        if phase == _Phase.NEW:
+            return ConnectionState.NEW
+        return ConnectionState.IDLE if self.stream.idle else ConnectionState.ACTIVE
+
+    @property
+    def close_reason(self) -> CloseReason | None:
+        """Why it ended, or is ending; None while it lives."""
+        return self._reason
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to end: by a drain of the server, ``close()`` or its lifetime."""
+        return self._told is not None
+
+    async def wait_draining(self) -> None:
+        """Wait until it is told to end, so that a handler can say goodbye and return."""
+        if self._told is None:
+            waiter = self._host.loop.create_future()
+            self._draining_waiters = [*(self._draining_waiters or ()), waiter]
+            await waiter
+
+    async def wait_closed(self) -> None:
+        """Wait until its socket is closed."""
+        if self._phase != _Phase.CLOSED:
+            waiter = self._host.loop.create_future()
+            self._closed_waiters = [*(self._closed_waiters or ()), waiter]
+            await waiter
+
+    # --- its life ---
+
+    def start(self) -> None:
+        """Start its task."""
+        host = self._host
+        delay = self._first_look()
+        if delay is not None:
+            host.wheel.watch(self, delay)
+        task = _start_task(self._live(), host.loop, f"asyncserver-connection-{self.id}")
+        if not task.done():
+            self._task = task
+
+    async def _live(self) -> None:
+        _current.set(self)
+        host = self._host
+        stream = self.stream
+        try:
+            if (self._listener.tls or host.verify is not None) and not await self._prepare():
+                self._settle(CloseReason.REFUSED)
+            else:
+                self._phase = _Phase.HANDLER
+                await stream.drive(host.handler(stream))
+                self._settle(CloseReason.EOF if stream.at_eof else CloseReason.HANDLER_RETURNED)
+        except asyncio.CancelledError:
+            self._settle(CloseReason.HANDLER_CANCELLED)
+        except Exception as exc:
+            self._judge(exc)
+        except BaseException:
+            self._settle(CloseReason.ABORTED)
+            self._end()
+            raise
+        self._phase = max(self._phase, _Phase.CLOSING)
+        await self._say_goodbye()
+
+    async def _prepare(self) -> bool:
+        """``verify`` and the TLS handshake, in the time of the handshake; False: not welcome."""
+        host = self._host
+        seconds = host.timeouts.handshake
+        clock = asyncio.timeout(None if seconds is None else seconds - self.age)
+        try:
+            async with clock:
+                if host.verify is not None and not await host.verify(self):
+                    return False
+                if self._listener.tls:
+                    self._phase = _Phase.HANDSHAKE
+                    async with host.handshakes:
+                        await self.stream.handshake(host.tls_context())
+        except TimeoutError as exc:
+            if not clock.expired():
+                raise
+            raise ConnectionTimeoutError("handshake", seconds or 0.0) from exc
+        self._handler_started = self._quiet_since = host.loop.time()
+        return True
+
+    def _judge(self, exc: Exception) -> None:
+        """The handler, or what comes before it, has raised: whose fault is it?"""
+        reason = blame(exc, self.stream)
+        if isinstance(exc, TLSUpgradeError):
+            reason = CloseReason.HANDSHAKE_FAILED
+        if self._reason is not None or reason is not None:
+            self._settle(reason or CloseReason.HANDLER_ERROR)
+            logger.debug("connection %d from %s: %s", self.id, self.peer, exc)
+        else:
+            self._settle(CloseReason.HANDLER_ERROR)
+            self._host.handler_failed(self, exc)
+
+    def _settle(self, reason: CloseReason) -> None:
+        """The first reason is the one that counts."""
+        if self._reason is None:
+            if self._told is not None and reason in _PEACEFUL:
+                reason = self._told
+            self._reason = reason
+
+    async def _say_goodbye(self) -> None:
+        try:
+            if self._reason not in _WITHOUT_GOODBYE:
+                await self.stream.close_gently(self._host.timeouts.linger)
+        except asyncio.CancelledError:
+            pass  # It is closed now, which is all that a cancellation could want.
+        except Exception as exc:
+            self._host.handler_failed(self, exc)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self.stream.close_now()
+        self.stream.forget_handler()
+        self._task = None
+        self._host.handler_ended(self)
+        self._leave()
+
+    def _leave(self) -> None:
+        """From here on the server does not count it any more."""
+        if self._phase == _Phase.CLOSED:
+            return
+        self._phase = _Phase.CLOSED
+        host = self._host
+        host.wheel.forget(self)
+        host.connection_closed(self)
+        _wake_all(self._closed_waiters)
+        self._closed_waiters = None
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "connection %d from %s closed: %s; %d bytes received, %d sent, %.3f s",
+                self.id,
+                self.peer,
+                self._reason,
+                self.bytes_received,
+                self.bytes_sent,
+                self.age,
+            )
+
+    # --- ending it ---
+
+    async def close(self) -> None:
+        """End it in peace: as soon as it is idle, or, ``Timeouts.grace`` later, by cancelling its handler.
+
+        Returns when the socket is closed. From its own handler, return instead.
+        """
+        self.tell_to_end(CloseReason.CLOSED_BY_SERVER)
+        self._plan_next_step(_Step.TOLD)
+        await self.wait_closed()
+
+    def abort(self) -> None:
+        """End it now: a RST to the peer, and its handler is cancelled."""
+        self._settle(CloseReason.ABORTED)
+        self.stream.abort()
+        self._cancel_handler()
+
+    def take_limits(self, limits: Limits) -> None:
+        """Obey other limits from now on."""
+        self.stream.set_limits(limits.send_buffer, limits.receive_buffer)
+        if self._step == _Step.NONE and self._phase == _Phase.HANDLER:
+            self._host.wheel.watch(self, 0.0)
+
+    def tell_to_end(self, reason: CloseReason) -> None:
+        """Let it end as soon as it is idle, and tell its handler (``draining``, ``wait_draining()``)."""
+        if self._told is None and self._phase < _Phase.CLOSING:
+            self._told = reason
+            self._quiet_since = self._host.loop.time()
+            _wake_all(self._draining_waiters)
+            self._draining_waiters = None
+            self._host.wheel.watch(self, _QUIET)
+
+    def cancel(self, reason: CloseReason) -> None:
+        """Cancel its handler; ``Timeouts.grace`` later its connection is aborted."""
+        self._settle(reason)
+        self._cancel_handler()
+        self._plan_next_step(_Step.CANCELLED)
+
+    def _cancel_handler(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def _plan_next_step(self, done: int) -> None:
+        self._step = done
+        delay = self._host.timeouts.grace
+        self._next_step_at = self._host.loop.time() + delay
+        if self._phase != _Phase.CLOSED:
+            self._host.wheel.watch(self, delay)
+
+    def _take_next_step(self) -> float | None:
+        if self._step == _Step.TOLD:
+            if self._reason is None:
+                self._reason = self._told or CloseReason.CANCELLED
+            self._cancel_handler()
+            self._step = _Step.CANCELLED
+            self._next_step_at = self._host.loop.time() + self._host.timeouts.grace
+            return self._host.timeouts.grace
+        logger.warning(
+            "connection %d from %s: aborted, its handler goes on although it was cancelled (%s)",
+            self.id,
+            self.peer,
+            self._reason,
+        )
+        self._reason = CloseReason.ABORTED
+        self.stream.abort()
+        self._host.handler_stuck(self)
+        self._leave()
+        return None
+
+    # --- deadlines ---
+
+    def _first_look(self) -> float | None:
+        timeouts = self._host.timeouts
+        if timeouts.lifetime is not None:
+            jitter = timeouts.lifetime_jitter
+            self._lifetime_factor = 1.0 + jitter * (2.0 * random.random() - 1.0)
+        return self._next_look(self._opened)
+
+    def check_deadlines(self, now: float) -> float | None:
+        """Called by the wheel: act on what is overdue; returns the seconds until the next look."""
+        if self._phase >= _Phase.CLOSING and self._step == _Step.NONE:
+            return None  # Closing has a bound of its own.
+        if self._step != _Step.NONE and now >= self._next_step_at:
+            return self._take_next_step()
+        self._note_progress(now)
+        if self._step == _Step.NONE and self._phase == _Phase.HANDLER:
+            overdue = self._overdue(now)
+            if overdue is not None:
+                self._enforce(*overdue)
+        if self._phase == _Phase.CLOSED:
+            return None
+        self._end_if_quiet(now)
+        return self._next_look(now)
+
+    def _note_progress(self, now: float) -> None:
+        stream = self.stream
+        received, sent = stream.bytes_received, stream.bytes_sent
+        busy = not stream.receiving
+        if received != self._seen_received or sent != self._seen_sent or busy or self._was_busy:
+            self._quiet_since = now
+        if sent != self._seen_sent or not stream.unsent:
+            self._send_since = now
+        self._was_busy = busy
+        self._seen_received, self._seen_sent = received, sent
+
+    def _overdue(self, now: float) -> tuple[str, float, CloseReason] | None:
+        timeouts = self._host.timeouts
+        stream = self.stream
+        since_start = now - self._handler_started
+        if timeouts.send is not None and stream.unsent and now - self._send_since >= timeouts.send:
+            return "send", timeouts.send, CloseReason.SEND_TIMEOUT
+        if timeouts.handler is not None and since_start >= timeouts.handler:
+            return "handler", timeouts.handler, CloseReason.HANDLER_TIMEOUT
+        if timeouts.lifetime is not None and now - self._opened >= timeouts.lifetime * self._lifetime_factor:
+            return "lifetime", timeouts.lifetime, CloseReason.LIFETIME
+        if not stream.receiving:
+            return None
+        if (
+            timeouts.first_byte is not None
+            and not stream.bytes_received
+            and since_start >= timeouts.first_byte
+        ):
+            return "first_byte", timeouts.first_byte, CloseReason.FIRST_BYTE_TIMEOUT
+        if timeouts.idle is not None and now - self._quiet_since >= timeouts.idle:
+            return "idle", timeouts.idle, CloseReason.IDLE_TIMEOUT
+        return None
+
+    def _enforce(self, deadline: str, seconds: float, reason: CloseReason) -> None:
+        logger.info("connection %d from %s: %s timeout of %g s passed", self.id, self.peer, deadline, seconds)
+        if reason is CloseReason.LIFETIME:
+            self.tell_to_end(reason)
+            self._plan_next_step(_Step.TOLD)
+            return
+        self._settle(reason)
+        if reason is CloseReason.HANDLER_TIMEOUT:
+            self.cancel(reason)
+            return
+        error = ConnectionTimeoutError(deadline, seconds)
+        if reason is CloseReason.SEND_TIMEOUT:
+            self.stream.give_up(error)
+        else:
+            self.stream.fail_receive(error)
+        self._plan_next_step(_Step.TOLD)
+
+    def _end_if_quiet(self, now: float) -> None:
+        if self._told is not None and self.stream.idle and now - self._quiet_since >= _QUIET:
+            self.stream.end_input()
+
+    def _next_look(self, now: float) -> float | None:
+        """The time until the next deadline, or a part of one that starts again with each progress."""
+        if self._step != _Step.NONE:
+            delay = self._next_step_at - now
+            return min(delay, _QUIET) if self._told is not None else delay
+        timeouts = self._host.timeouts
+        delays = [_QUIET] if self._told is not None else []
+        if timeouts.idle is not None:
+            delays.append(timeouts.idle / 8)
+        if timeouts.send is not None:
+            delays.append(timeouts.send / (8 if self.stream.unsent else 4))
+        if timeouts.handler is not None:
+            delays.append(self._handler_started + timeouts.handler - now)
+        if timeouts.first_byte is not None and not self.stream.bytes_received:
+            delays.append(max(self._handler_started + timeouts.first_byte - now, timeouts.first_byte / 8))
+        if timeouts.lifetime is not None:
+            if not self._lifetime_factor:
+                self._lifetime_factor = 1.0
+            delays.append(self._opened + timeouts.lifetime * self._lifetime_factor - now)
+        return max(min(delays), 0.0) if delays else None
+
+
+_PEACEFUL = frozenset({CloseReason.EOF, CloseReason.HANDLER_RETURNED})
+
+# These are closed at once: nothing has been said that could be lost.
+_WITHOUT_GOODBYE = frozenset(
+    {
+        CloseReason.REFUSED,
+        CloseReason.RESET,
+        CloseReason.ABORTED,
+        CloseReason.HANDSHAKE_FAILED,
+        CloseReason.HANDSHAKE_TIMEOUT,
+        CloseReason.SEND_TIMEOUT,
+    }
+)
+
+
+def _start_task(
+    coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, name: str
+) -> asyncio.Task[None]:
+    if sys.version_info >= (3, 12) and loop.get_task_factory() is None:
+        # The first step runs here and now, which saves a turn of the loop.
+        return asyncio.Task(coroutine, loop=loop, name=name, eager_start=True)
+    return loop.create_task(coroutine, name=name)
+
+
+def _wake_all(waiters: list[asyncio.Future[None]] | None) -> None:
+    for waiter in waiters or ():
+        if not waiter.done():
+            waiter.set_result(None)

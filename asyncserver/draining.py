@@ -1,0 +1,53 @@
+"""Ending all connections of a server, in phases that are each bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from asyncserver.hub import Hub
+from asyncserver.states import CloseReason
+from asyncserver.statistics import DrainReport
+
+__all__ = ["drain_connections"]
+
+
+async def drain_connections(
+    hub: Hub, timeout: float | None, release: Callable[[], Awaitable[None]] | None
+) -> DrainReport:
+    """Accept no more, then end all connections: tell, wait ``timeout`` seconds, cancel, abort.
+
+    ``release`` is called when nothing is accepted any more. Returns with no connection left.
+    """
+    started = hub.loop.time()
+    before = hub.closed_by_reason
+    hub.stop_accepting()
+    if release is not None:
+        await release()
+    idle = sum(connection.stream.idle for connection in hub.connections)
+    if timeout is None or timeout > 0:
+        hub.tell_all_to_end(CloseReason.DRAINED)
+        await _wait_empty(hub, timeout)
+    if hub.connections:
+        hub.cancel_all()
+        # The connections abort themselves after their grace; this is for them to have done so.
+        await hub.connections.wait_empty()
+    ended = hub.closed_by_reason - before
+    cancelled, aborted = ended[CloseReason.CANCELLED], ended[CloseReason.ABORTED]
+    in_peace = sum(ended.values()) - cancelled - aborted
+    idle = min(idle, ended[CloseReason.DRAINED], in_peace)
+    return DrainReport(
+        idle=idle,
+        finished=in_peace - idle,
+        cancelled=cancelled,
+        aborted=aborted,
+        duration=hub.loop.time() - started,
+    )
+
+
+async def _wait_empty(hub: Hub, timeout: float | None) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await hub.connections.wait_empty()
+    except TimeoutError:
+        return

@@ -1,0 +1,217 @@
+"""Receiving: chunks, exact counts, up to a delimiter, lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
+
+from asyncserver.channel import RECEIVE_SIZE, YIELD_BUDGET, Channel
+from asyncserver.stepping import park
+
+__all__ = ["LineIterator", "ReceivingChannel"]
+
+_CARRIAGE_RETURN = 13
+
+
+class ReceivingChannel(Channel):
+    """The receiving half of ``Stream``."""
+
+    __slots__ = ()
+
+    async def receive(self, max_bytes: int = RECEIVE_SIZE) -> bytes:
+        """Wait for bytes and return them: at least one, at most ``max_bytes``.
+
+        Raises ``EndOfStream`` when the peer has sent all it will send (or the server is draining and
+        the connection was idle), ``BusyResourceError`` when another task is receiving, and
+        ``ConnectionTimeoutError`` when a deadline of the connection has passed. Cancellation loses no
+        byte: what had come is returned by the next receive.
+        """
+        if self._buffer:
+            return await self._receive_buffered(max_bytes)
+        while True:
+            if self._attention or self._parked:
+                ready = self._before_parking(max_bytes)
+                if ready is not None:
+                    return ready
+            self._want = max_bytes
+            self._parked = True
+            try:
+                await park(self._parking)
+            except BaseException:
+                self._unpark()
+                raise
+            data = self._chunk
+            if data:
+                self._chunk = b""
+                return data
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self.receive(self._receive_limit)
+        except EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def receive_exactly(self, count: int) -> bytes:
+        """Wait for exactly ``count`` bytes and return them.
+
+        Raises ``IncompleteRead`` when the peer stops sending before. Cancellation, like every error,
+        leaves what had come to the next receive.
+        """
+        if count < 0:
+            raise ValueError(f"count={count}: cannot be negative")
+        if len(self._buffer) - self._buffer_at >= count:
+            return await self._receive_buffered(count) if count else b""
+        gathered = self._take_all()
+        try:
+            while len(gathered) < count:
+                self._partial = bool(gathered)
+                gathered += await self.receive(min(count - len(gathered), RECEIVE_SIZE))
+        except EndOfStream:
+            self._put_back(gathered)
+            raise IncompleteRead from None
+        except BaseException:
+            self._put_back(gathered)
+            raise
+        self._partial = False
+        return bytes(gathered)
+
+    async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
+        """Wait until ``delimiter`` has come and return what stood before it.
+
+        Raises ``DelimiterNotFound`` when it is not among the first ``max_bytes`` bytes and the
+        delimiter's length, and ``IncompleteRead`` when the peer stops sending before. Cancellation,
+        like every error, leaves what had come to the next receive.
+        """
+        if not delimiter:
+            raise ValueError("delimiter=b'': cannot be empty")
+        found = self._buffer.find(delimiter, self._buffer_at, self._buffer_at + max_bytes + len(delimiter))
+        if found >= 0:
+            return await self._take_until(found, len(delimiter))
+        gathered = self._take_all()
+        try:
+            found = await self._gather_until(gathered, delimiter, max_bytes)
+        except EndOfStream:
+            self._put_back(gathered)
+            raise IncompleteRead from None
+        except BaseException:
+            self._put_back(gathered)
+            raise
+        self._partial = False
+        self._put_back(gathered[found + len(delimiter) :])
+        return bytes(gathered[:found])
+
+    async def _gather_until(self, gathered: bytearray, delimiter: bytes, max_bytes: int) -> int:
+        limit = max_bytes + len(delimiter)
+        searched = 0
+        while True:
+            found = gathered.find(delimiter, searched, limit)
+            if found >= 0:
+                return found
+            if len(gathered) >= limit:
+                self._overrun = True
+                raise DelimiterNotFound(max_bytes)
+            searched = max(0, len(gathered) - len(delimiter) + 1)
+            self._partial = bool(gathered)
+            gathered += await self.receive(self._receive_limit)
+
+    def lines(self, max_bytes: int = 65_536) -> LineIterator:
+        """Iterate over lines, without their line end (``\\n`` or ``\\r\\n``).
+
+        The iteration ends where the peer stops sending; a last line without a line end is given
+        too. (``receive_until(b"\\n", ...)`` is the strict form, which raises then.) A line of
+        more than ``max_bytes`` bytes raises ``DelimiterNotFound``. The iterator holds nothing of its
+        own: leave it at any time, and receive what follows by other means.
+        """
+        return LineIterator(self._next_line, max_bytes)
+
+    async def _next_line(self, max_bytes: int) -> bytes:
+        buffer = self._buffer
+        start = self._buffer_at
+        end = buffer.find(b"\n", start)
+        if end < 0 or end - start > max_bytes or self._budget <= 0:
+            return await self._next_line_slowly(max_bytes)
+        self._budget -= 1
+        if end + 1 == len(buffer):
+            self._buffer = b""
+            self._buffer_at = 0
+        else:
+            self._buffer_at = end + 1
+        if end > start and buffer[end - 1] == _CARRIAGE_RETURN:
+            end -= 1
+        return buffer[start:end]
+
+    async def _next_line_slowly(self, max_bytes: int) -> bytes:
+        """The buffer is empty, holds no whole line, or it is the other connections' turn."""
+        if self._budget <= 0:
+            await self._yield_turn()
+        try:
+            if not self._buffer:
+                self._buffer = await self.receive(self._receive_limit)
+                return await self._next_line(max_bytes)
+            line = await self.receive_until(b"\n", max_bytes)
+        except IncompleteRead:
+            line = await self.receive_exactly(len(self._buffer))
+        except EndOfStream:
+            raise StopAsyncIteration from None
+        return line[:-1] if line.endswith(b"\r") else line
+
+    async def _receive_buffered(self, max_bytes: int) -> bytes:
+        self._budget -= 1
+        if self._parked or self._budget < 0:
+            self._raise_if_parked()
+            await self._yield_turn()
+        at = self._buffer_at
+        end = at + max_bytes
+        if end >= len(self._buffer):
+            data = self._buffer[at:] if at else self._buffer
+            self._buffer = b""
+            self._buffer_at = 0
+        else:
+            data = self._buffer[at:end]
+            self._buffer_at = end
+        return data
+
+    async def _take_until(self, found: int, skip: int) -> bytes:
+        data = await self._receive_buffered(found - self._buffer_at) if found > self._buffer_at else b""
+        self._buffer_at += skip
+        if self._buffer_at >= len(self._buffer):
+            self._buffer = b""
+            self._buffer_at = 0
+        return data
+
+    def _take_all(self) -> bytearray:
+        self._raise_if_parked()
+        gathered = bytearray(memoryview(self._buffer)[self._buffer_at :])
+        self._buffer = b""
+        self._buffer_at = 0
+        return gathered
+
+    def _put_back(self, gathered: bytearray) -> None:
+        self._partial = False
+        if self._buffer:  # A cancelled receive has kept what came for it.
+            gathered += memoryview(self._buffer)[self._buffer_at :]
+        self._buffer = bytes(gathered)
+        self._buffer_at = 0
+
+    async def _yield_turn(self) -> None:
+        """Let the other connections run; see ``YIELD_BUDGET``."""
+        self._budget = YIELD_BUDGET
+        if self._out_size:
+            self._flush()
+        await asyncio.sleep(0)
+
+
+class LineIterator(AsyncIterator[bytes]):
+    """The lines of a stream; see ``Stream.lines``. Lines not asked for yet stay in the stream."""
+
+    __slots__ = ("_max_bytes", "_next_line")
+
+    def __init__(self, next_line: Callable[[int], Coroutine[Any, Any, bytes]], max_bytes: int) -> None:
+        self._next_line = next_line
+        self._max_bytes = max_bytes
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self._next_line(self._max_bytes)

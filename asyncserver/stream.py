@@ -1,0 +1,196 @@
+"""``Stream``: the bytes to and from one peer, as handlers see them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from anyio import ClosedResourceError
+from anyio.abc import SocketAttribute, SocketStream
+from anyio.streams.tls import TLSAttribute
+
+from asyncserver.channel import FLUSH_SIZE, RECEIVE_SIZE
+from asyncserver.closing import ClosingChannel
+from asyncserver.endpoints import Endpoint
+from asyncserver.errors import TLSUpgradeError
+from asyncserver.peers import PeerCredentials, endpoint_from_sockaddr, peer_credentials
+from asyncserver.tls_handshake import handshake
+from asyncserver.tls_peer import PeerCertificate
+
+__all__ = ["Stream"]
+
+
+class Stream(ClosingChannel, SocketStream):
+    """A connected stream socket; one awaitable object for both directions.
+
+    It satisfies ``anyio.abc.SocketStream``, so anyio's buffered, text, TLS and stapled streams work on
+    it. It owns the socket that it is made of: ``aclose()`` and ``abort()`` close it. A stream that a
+    server hands to a handler is closed by the server when the handler is done.
+
+    One task may receive at a time, any number may send. What is sent by one call is never mixed with
+    what is sent by another.
+
+    Raised by all operations: ``ClosedResourceError`` when the stream has been closed on this side,
+    ``BrokenResourceError`` when the connection has broken (reset, or cut off under TLS without the
+    closing handshake; the operating system's error is the ``__cause__``).
+    """
+
+    __slots__ = ("_default_tls", "_local", "_peer", "_sockaddr")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        sockaddr: Any = None,
+        local: Endpoint | None = None,
+        default_tls: Callable[[], ssl.SSLContext] | None = None,
+        send_limit: int = FLUSH_SIZE,
+        receive_limit: int = RECEIVE_SIZE,
+    ) -> None:
+        """Take over ``sock``, which has to be connected and non-blocking.
+
+        ``sockaddr`` is the peer's address as ``accept()`` gave it, ``local`` this side's (both are asked for
+        when they are needed otherwise); ``default_tls`` gives the context that ``start_tls()`` uses
+        if it is given none. The two limits, in bytes, are ``Limits.send_buffer`` and
+        ``Limits.receive_buffer``.
+        """
+        super().__init__(sock, loop or asyncio.get_running_loop(), send_limit, receive_limit)
+        self._sockaddr = sockaddr
+        self._default_tls = default_tls
+        self._peer: Endpoint | None = None
+        self._local = local
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "broken" if self._broken else "open"
+        return f"<{type(self).__name__} peer={self.peer} {state}>"
+
+    # --- TLS ---
+
+    async def start_tls(
+        self,
+        context: ssl.SSLContext | None = None,
+        *,
+        server_side: bool = True,
+        server_hostname: str | None = None,
+        timeout: float | None = 10.0,
+    ) -> None:
+        """Turn this plain connection into a TLS one (STARTTLS), in place.
+
+        Send the reply that invites the peer first. Without a ``context`` the server's is used.
+
+        Raises ``TLSUpgradeError`` when bytes have come that belong before the handshake: a peer, or
+        somebody between, that sends plain text together with the command must not have it taken
+        for protected (CVE-2011-0411); and when the handshake fails or takes longer than ``timeout``
+        seconds. The connection is of no use then and is closed. Cancellation closes it, too.
+        """
+        self._check_sending()
+        self._raise_if_parked()
+        if self._tls is not None:
+            raise TLSUpgradeError("the connection is a TLS one already")
+        if context is None:
+            if self._default_tls is None:
+                raise TLSUpgradeError("start_tls() needs a context: the server has no TLS configuration")
+            context = self._default_tls()
+        if self._buffer:
+            self._reset_socket()
+            raise TLSUpgradeError("plain text was sent beyond the command that starts TLS")
+        await self._wait_until_sent(0)
+        self._check_sending()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.handshake(context, server_side, server_hostname)
+        except TimeoutError as exc:
+            raise TLSUpgradeError(f"the TLS handshake took longer than {timeout} s") from exc
+
+    async def handshake(
+        self, context: ssl.SSLContext, server_side: bool = True, server_hostname: str | None = None
+    ) -> None:
+        """Do the TLS handshake, now, whatever has been received; see ``start_tls()``. Has no deadline."""
+        self._stop_reading()
+        self._readable = False
+        try:
+            self._sock = self._tls = context.wrap_socket(
+                self._sock,
+                server_side=server_side,
+                server_hostname=server_hostname,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+            )
+            await handshake(self._tls, self._loop)
+        except (OSError, ValueError) as exc:
+            self._reset_socket()
+            raise TLSUpgradeError(f"the TLS handshake failed: {exc}") from exc
+        except BaseException:
+            self._reset_socket()
+            raise
+
+    # --- who is there ---
+
+    @property
+    def peer(self) -> Endpoint:
+        """The peer's address."""
+        if self._peer is None:
+            if self._sockaddr is None:
+                self._sockaddr = self._live_socket().getpeername()
+            self._peer = endpoint_from_sockaddr(self._sock.family, self._sockaddr)
+        return self._peer
+
+    @property
+    def local(self) -> Endpoint:
+        """The address that the peer connected to."""
+        if self._local is None:
+            self._local = endpoint_from_sockaddr(self._sock.family, self._live_socket().getsockname())
+        return self._local
+
+    @property
+    def ssl_object(self) -> ssl.SSLSocket | None:
+        """The TLS socket; None on a plain connection."""
+        return self._tls
+
+    @property
+    def peer_certificate(self) -> PeerCertificate | None:
+        """The certificate that the peer has shown and that was verified, if there is one."""
+        return None if self._tls is None else PeerCertificate.from_ssl_object(self._tls)
+
+    @property
+    def peer_credentials(self) -> PeerCredentials | None:
+        """Process, user and group of the peer of a Unix socket (``SO_PEERCRED``); None on others."""
+        return peer_credentials(self._live_socket())
+
+    @property
+    def _raw_socket(self) -> socket.socket:
+        return self._sock
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """anyio's typed attributes: ``SocketAttribute``, and ``TLSAttribute`` under TLS."""
+        attributes: dict[Any, Callable[[], Any]] = dict(SocketStream.extra_attributes.fget(self))  # type: ignore[attr-defined]
+        attributes[SocketAttribute.raw_socket] = lambda: self._sock
+        tls = self._tls
+        if tls is not None:
+            attributes.update(_tls_attributes(tls))
+        return attributes
+
+    def _live_socket(self) -> socket.socket:
+        if self._closed:
+            raise ClosedResourceError
+        return self._sock
+
+
+def _tls_attributes(tls: ssl.SSLSocket) -> list[tuple[Any, Callable[[], Any]]]:
+    return [
+        (TLSAttribute.alpn_protocol, tls.selected_alpn_protocol),
+        (TLSAttribute.channel_binding_tls_unique, tls.get_channel_binding),
+        (TLSAttribute.cipher, tls.cipher),
+        (TLSAttribute.peer_certificate, lambda: tls.getpeercert(False)),
+        (TLSAttribute.peer_certificate_binary, lambda: tls.getpeercert(True)),
+        (TLSAttribute.server_side, lambda: tls.server_side),
+        (TLSAttribute.shared_ciphers, lambda: tls.shared_ciphers() if tls.server_side else None),
+        (TLSAttribute.ssl_object, lambda: tls),
+        (TLSAttribute.standard_compatible, lambda: True),
+        (TLSAttribute.tls_version, tls.version),
+    ]

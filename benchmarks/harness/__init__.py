@@ -1,0 +1,15 @@
+"""The benchmark harness: which servers, which work, how it is measured, how it is told.
+
+Modules, each importing only from those above it:
+
+    workloads   the work, as data
+    servers     the servers, as data
+    targets     what is asked of our servers, as data
+    machine     what the figures were measured on
+    building    make the native parts
+    processes   start, pin, watch and stop a server
+    measuring   one cell: one server, one work, one round
+    results     samples of all rounds brought together
+    tables      the columns, and how numbers are written
+    report      Markdown for people, JSON for programs
+"""

@@ -1,0 +1,135 @@
+"""The columns of each kind of work, and how numbers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .measuring import Sample
+from .results import METRICS, Results, Spread
+from .targets import Metric
+from .workloads import Workload
+
+Cell = Callable[[Results, Workload, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading, and what stands under it for a server."""
+
+    heading: str
+    cell: Cell
+
+
+def compact(value: float) -> str:
+    """Write a number with three or four digits: 0.93, 12.4, 870, 12.3k."""
+    if value >= 10000:
+        return f"{value / 1000:.1f}k"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def percent(value: float) -> str:
+    """Write a share of one."""
+    return f"{value:.0%}"
+
+
+def ranged(spread: Spread | None, write: Callable[[float], str] = compact) -> str:
+    """Write a median with its range, or nothing."""
+    if spread is None:
+        return ""
+    if spread.minimum == spread.maximum:
+        return write(spread.median)
+    return f"{write(spread.median)} ({write(spread.minimum)}-{write(spread.maximum)})"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows, the first of them the heading, with aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def rows_of(results: Results, workload: Workload) -> list[list[str]]:
+    """Return heading and rows of one workload's table, the best server first."""
+    columns = columns_of(workload)
+    rows = [["server", *(column.heading for column in columns)]]
+    for server in _best_first(results, workload):
+        cells = [column.cell(results, workload, server) for column in columns]
+        rows.append([server, *cells])
+    return rows
+
+
+def columns_of(workload: Workload) -> list[Column]:
+    """Return the columns that make sense for this work."""
+    cpu = Column(f"CPU us/{workload.operation}", _figure(METRICS["cpu"]))
+    errors = Column("errors", _errors)
+    if workload.mode == "idle":
+        return [
+            Column("RSS KiB/connection", _figure(METRICS["memory"])),
+            Column("before MiB", _figure(lambda sample: sample.memory_before_kib / 1024)),
+            Column("held MiB", _figure(lambda sample: sample.memory_held_kib / 1024)),
+            Column("all open ms", _figure(_milliseconds)),
+            cpu,
+            errors,
+        ]
+    if workload.mode == "storm":
+        time = [Column("all served ms", _figure(_milliseconds)), Column("time ratio", _ratio("seconds"))]
+        return [*time, *_latencies("p50", "p99", "max"), cpu, errors]
+    rate = Column(f"{workload.operation}s/s", _figure(METRICS["rate"]))
+    return [
+        *(rate, Column("rate ratio", _ratio("rate")), cpu, Column("CPU ratio", _ratio("cpu"))),
+        Column("kernel", _median(lambda sample: sample.system_share, percent)),
+        *_latencies("p50", "p99", "p99.9", "max"),
+        Column("load", _median(lambda sample: sample.load_share, percent)),
+        Column("disturbed", _median(lambda sample: sample.disturbed, percent)),
+        errors,
+    ]
+
+
+def _best_first(results: Results, workload: Workload) -> list[str]:
+    metric: Metric = {"idle": "memory", "storm": "seconds"}.get(workload.mode, "rate")  # type: ignore[assignment]
+
+    def median(server: str) -> float:
+        figure = results.figure(workload.key, server, METRICS[metric])
+        return figure.median if figure else 0.0
+
+    return sorted(results.servers(workload.key), key=median, reverse=metric == "rate")
+
+
+def _milliseconds(sample: Sample) -> float:
+    return sample.seconds * 1000
+
+
+def _figure(metric: Callable[[Sample], float]) -> Cell:
+    return lambda results, workload, server: ranged(results.figure(workload.key, server, metric))
+
+
+def _median(metric: Callable[[Sample], float], write: Callable[[float], str]) -> Cell:
+    def cell(results: Results, workload: Workload, server: str) -> str:
+        found = results.figure(workload.key, server, metric)
+        return write(found.median) if found else ""
+
+    return cell
+
+
+def _ratio(metric: Metric) -> Cell:
+    return lambda results, workload, server: ranged(
+        results.ratio(workload.key, server, workload.yardstick, metric)
+    )
+
+
+def _latencies(*names: str) -> list[Column]:
+    def latency(name: str) -> Column:
+        return Column(f"{name} us", _median(lambda sample: sample.latency_us[name], compact))
+
+    return [latency(name) for name in names]
+
+
+def _errors(results: Results, workload: Workload, server: str) -> str:
+    return str(sum(sample.errors for sample in results.of(workload.key, server)))

@@ -1,0 +1,90 @@
+"""The work that servers are measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One column of figures: a mode of the load generator with its numbers.
+
+    `family` is what `--work` names; `server_work` is what the server is told to do ("echo" or "lines").
+    `size` is in bytes. All ratios of the tables are to the server named `yardstick`.
+    """
+
+    family: str
+    mode: str
+    connections: int
+    size: int = 64
+    in_flight: int = 1
+    repeat: int = 1
+    tls: bool = False
+    server_work: str = "echo"
+    yardstick: str = "uvloop-protocol"
+
+    @property
+    def key(self) -> str:
+        """The name on the command line and in the results, such as "echo-64-c512"."""
+        if not self.has_window:
+            return f"{self.family}-{self.connections}"
+        in_flight = f"-k{self.in_flight}" if self.in_flight > 1 else ""
+        return f"{self.family}-{self.size}-c{self.connections}{in_flight}"
+
+    @property
+    def operation(self) -> str:
+        """What is counted."""
+        return {"echo": "message", "lines": "line"}.get(self.mode, "connection")
+
+    @property
+    def has_window(self) -> bool:
+        """Whether operations are counted in a window of time, and not up to a number."""
+        return self.mode not in ("storm", "idle")
+
+    def describe(self) -> str:
+        """Return the heading of this work's table."""
+        size = f"{self.size} B" if self.size < 1024 else f"{self.size // 1024} KiB"
+        return {
+            "echo": f"{'TLS echo' if self.tls else 'Echo'}, {size}, {self.connections} connections",
+            "lines": f"Lines of {size}, {self.in_flight} in flight on each of {self.connections} connections",
+            "churn": f"Churn: connect, {size} out and back, close; {self.connections} at a time",
+            "storm": f"Storm: {self.connections} connects at once",
+            "idle": f"{self.connections} idle connections",
+        }[self.mode]
+
+    def options(self) -> list[str]:
+        """Return the load generator's arguments."""
+        words = [self.mode, "--connections", str(self.connections), "--size", str(self.size)]
+        words += ["--in-flight", str(self.in_flight), "--repeat", str(self.repeat)]
+        return [*words, "--tls"] if self.tls else words
+
+
+WORKLOADS: tuple[Workload, ...] = (
+    Workload("echo", "echo", 64, 64),
+    Workload("echo", "echo", 512, 64),
+    Workload("echo", "echo", 64, 1024),
+    Workload("echo", "echo", 512, 1024),
+    Workload("echo", "echo", 64, 16384),
+    Workload("echo", "echo", 64, 102400),
+    Workload("lines", "lines", 64, 64, in_flight=16, server_work="lines"),
+    Workload("churn", "churn", 16, 64),
+    Workload("churn", "churn", 128, 64),
+    Workload("tls", "echo", 64, 64, tls=True, yardstick="uvloop-streams"),
+    Workload("tls", "echo", 64, 16384, tls=True, yardstick="uvloop-streams"),
+    Workload("idle", "idle", 10000),
+    Workload("storm", "storm", 1000, repeat=5),
+)
+
+
+def select(names: Iterable[str]) -> list[Workload]:
+    """Return the workloads whose family or key is in `names`, all of them when there is none.
+
+    Raises ValueError for a name that fits nothing.
+    """
+    wanted = list(names)
+    known = {name for workload in WORKLOADS for name in (workload.family, workload.key)}
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"unknown work {name!r}; known: {', '.join(sorted(known))}")
+    return [work for work in WORKLOADS if not wanted or work.family in wanted or work.key in wanted]

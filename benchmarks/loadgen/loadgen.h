@@ -1,0 +1,41 @@
+/* What the modes share: the clock, the bytes that are sent, and the result. */
+#ifndef LOADGEN_H
+#define LOADGEN_H
+
+#include "histogram.h"
+#include "options.h"
+#include "usage.h"
+
+enum failure { CORRUPT, EXTRA, MISSING, CLOSED, CONNECT, FAILURES };
+
+struct result {
+    uint64_t operations; /* in the measured window, or served connections */
+    double seconds;      /* of that window; storm: the median of the repeats */
+    double rate;         /* operations a second; storm: of the median one */
+    struct histogram latency;
+    struct usage usage;
+    uint64_t failures[FAILURES];
+    char first_failure[160];
+};
+
+uint64_t nanoseconds(void);
+
+/* Counts a failure and keeps the text of the first one. */
+void fail_with(struct result *result, enum failure kind, uint64_t count, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* The endless stream of bytes that every connection sends, each from a position of its own: random, so that an echo
+ * that is shifted, repeated or another connection's does not compare equal. Lines have a newline at their end. */
+const unsigned char *pattern_at(int connection, uint64_t position);
+void pattern_create(const struct options *options);
+
+/* Compares what came in at `position` of the connection's stream with what was sent; false is counted. */
+bool check_echo(struct result *result, int connection, uint64_t sent, uint64_t position, const unsigned char *bytes,
+                size_t size);
+
+void run_steady(const struct options *options, struct result *result);
+void run_churn(const struct options *options, struct result *result);
+void run_storm(const struct options *options, struct result *result);
+void run_idle(const struct options *options, struct result *result);
+
+#endif

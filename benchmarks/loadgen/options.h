@@ -1,0 +1,32 @@
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+enum mode { MODE_ECHO, MODE_LINES, MODE_CHURN, MODE_STORM, MODE_IDLE };
+enum { MAXIMUM_WATCHED = 16 };
+
+struct options {
+    enum mode mode;
+    const char *mode_name;
+    struct sockaddr_in address;
+    int connections;   /* echo, lines, churn: at a time; storm, idle: altogether */
+    size_t size;       /* bytes of a message, of a line with its newline */
+    int in_flight;     /* messages on their way on each connection */
+    int repeat;        /* storms one after the other */
+    double warmup;     /* seconds */
+    double seconds;    /* measured */
+    double patience;   /* seconds without the missing answers before they count as errors */
+    double hold;       /* idle: seconds to wait at most for the word to close */
+    bool tls;
+    pid_t watched[MAXIMUM_WATCHED]; /* processes whose CPU time is reported */
+    int watched_count;
+};
+
+/* Exits with status 2 and a message when the command line is wrong. */
+struct options options_parse(int argc, char **argv);
+
+#endif

@@ -1,0 +1,1 @@
+"""The standard library's ``socketserver``, on the engine of ``asyncserver``."""
