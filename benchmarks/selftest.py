@@ -50,6 +50,17 @@ def swap_lines(data: bytes) -> bytes:
     return b"".join([*lines[1::-1], *lines[2:]])
 
 
+class MixUp:
+    """Answers with what the connection before sent; the first gets its own."""
+
+    def __init__(self) -> None:
+        self.last = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        answer, self.last = self.last or data, data
+        return answer
+
+
 ECHO = ("echo", "--connections", "4", "--size", "64")
 LARGE = ("echo", "--connections", "2", "--size", "102400")
 LINES = ("lines", "--connections", "2", "--in-flight", "16")
@@ -77,6 +88,7 @@ CASES = (
         Case("an echo repeated", lambda data: data * 2, load, frozenset({"extra", "corrupt"}))
         for load in (ECHO, LINES)
     ),
+    *(Case("another connection's", MixUp(), load, frozenset({"corrupt"})) for load in (ECHO, LINES)),
     Case("lines in the wrong order", swap_lines, LINES, frozenset({"corrupt"})),
     *(Case("one bit flipped", corrupt, load, frozenset({"corrupt"}), at=1) for load in (CHURN, STORM, IDLE)),
     *(

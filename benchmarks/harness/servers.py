@@ -46,7 +46,7 @@ SERVERS: tuple[Server, ...] = (
     Server("tornado", "tornado_server.py", (), PLAIN, ("tornado",)),
     Server("twisted", "twisted_server.py", (), PLAIN | LINES, ("twisted",)),
     Server("gevent", "gevent_server.py", (), PLAIN, ("gevent",)),
-    # Ten thousand threads say nothing new and need 10 GiB of address space.
+    # Not idle: ten thousand threads may be more than a machine allows.
     Server("socketserver-threads", "socketserver_threads.py", (), (PLAIN | LINES) - {"idle"}),
     Server("c-libuv", binary="libuv_echo"),
     Server("go", binary="go_echo"),
