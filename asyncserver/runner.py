@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from asyncserver.addresses import Address
 from asyncserver.checks import check_seconds
+from asyncserver.errors import OptionError
 from asyncserver.handlers import Handler
-from asyncserver.loops import LoopName, loop_factory
+from asyncserver.loops import LoopName, run_in_new_loop
 from asyncserver.server import Server
 from asyncserver.signals import captured_signals
 from asyncserver.statistics import DrainReport
@@ -33,11 +34,14 @@ def run(
     """Serve until SIGTERM or SIGINT: the first drains, a second one aborts.
 
     ``options`` are those of ``Server``; ``drain_timeout`` and ``drain_delay``, in seconds, those of
-    ``Server.drain()``; ``on_ready`` is called with the server when it accepts.
+    ``Server.drain()``; ``on_ready`` is called with the server when it accepts. A third signal does not
+    wait for a lifespan that takes its time to end either. Returns also when the program closes the
+    server; outside of the main thread, where no signal can be taken, that is the only way.
 
     Afterwards the signal handlers are as they were, and the signal is raised again, so that the
     process ends as that signal ends it: by SIGTERM, or with ``KeyboardInterrupt``. Raises what
-    ``Server`` and ``Server.start()`` raise.
+    ``Server``, ``Server.start()`` and ``on_ready`` raise. Tasks and threads that are left over are given
+    ``Timeouts.grace`` seconds; one that does not heed its cancellation does not keep the process.
     """
     run_server(
         Server(handler, *addresses, **options),
@@ -59,54 +63,79 @@ def run_server(
     """As ``run()``, with a server that was made before."""
     check_seconds("drain_timeout", drain_timeout, zero=True)
     check_seconds("drain_delay", drain_delay, zero=True)
-    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        caught = runner.run(_serve_until_signal(server, drain_timeout, drain_delay, on_ready))
-    if caught is not None:
-        signal.raise_signal(caught)
+    if drain_delay is None:
+        raise OptionError("drain_delay", None, "has to be a number of seconds; zero does not wait")
+    signals = _StopSignals()
+    run_in_new_loop(
+        lambda: _serve_until_signal(server, signals, drain_timeout, drain_delay, on_ready),
+        loop,
+        patience=lambda: 0.0 if signals.second.is_set() else server.timeouts.grace,
+    )
+    if signals.numbers:
+        signal.raise_signal(signals.numbers[0])
+
+
+class _StopSignals:
+    """The signals that have come, and an event for each of the first three."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.first, self.second, self.third = self._events = tuple(asyncio.Event() for _ in range(3))
+
+    def take(self, number: int) -> None:
+        self.numbers.append(number)
+        self._events[min(len(self.numbers), len(self._events)) - 1].set()
 
 
 async def _serve_until_signal(
     server: Server,
+    signals: _StopSignals,
     drain_timeout: float | None,
     drain_delay: float,
     on_ready: Callable[[Server], object] | None,
-) -> int | None:
-    """Returns the signal that ended it; None if the server was closed by the program."""
-    caught: list[int] = []
-    first, second = asyncio.Event(), asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        caught.append(number)
-        (second if first.is_set() else first).set()
-
-    with captured_signals(asyncio.get_running_loop(), on_signal):
-        starting = asyncio.ensure_future(server.start())
-        if await _first_of(first.wait(), starting) or first.is_set():
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-        else:
-            await starting
+) -> None:
+    with captured_signals(asyncio.get_running_loop(), signals.take):
+        if not await _started(server, signals):
+            return
+        try:
             if on_ready is not None:
                 on_ready(server)
-            await _first_of(first.wait(), server.wait_closed())
-        if first.is_set():
-            await _stop(server, signal.Signals(caught[0]).name, second, drain_timeout, drain_delay)
-        else:
+            await _first_of(signals.first.wait(), server.wait_closed())
+        except BaseException:
             await server.aclose()
-    return caught[0] if caught else None
+            raise
+        if signals.numbers:
+            await _stop(server, signals, drain_timeout, drain_delay)
 
 
-async def _stop(
-    server: Server, name: str, second: asyncio.Event, timeout: float | None, delay: float
-) -> None:
-    if not server.listeners:
-        return
+async def _started(server: Server, signals: _StopSignals) -> bool:
+    """Start; False if a signal came before the server was ready, and then nothing is open."""
+    starting = asyncio.ensure_future(server.start())
+    if await _first_of(signals.first.wait(), starting):
+        logger.info("%s: the start is given up", signal.Signals(signals.numbers[0]).name)
+        starting.cancel()
+        await _first_of(signals.second.wait(), starting)
+        return server.ready
+    await starting
+    return True
+
+
+async def _stop(server: Server, signals: _StopSignals, timeout: float | None, delay: float) -> None:
+    name = signal.Signals(signals.numbers[0]).name
     logger.info("%s: draining %d connections", name, len(server.connections))
     draining = asyncio.ensure_future(server.drain(timeout, delay=delay))
-    if await _first_of(second.wait(), draining):
-        logger.warning("a second signal: aborting %d connections", len(server.connections))
-        await server.aclose(grace=0.0)
-    _log_report(await draining)
+    if not await _first_of(signals.second.wait(), draining):
+        _log_report(await draining)
+        return
+    logger.warning("a second signal: aborting %d connections", len(server.connections))
+    closing = asyncio.ensure_future(server.aclose(grace=0.0))
+    if await _first_of(signals.third.wait(), closing):
+        logger.warning("a third signal: not waiting for what is still ending")
+        return
+    # It may still be in its delay, for which there is no reason any more.
+    draining.cancel()
+    await asyncio.gather(draining, return_exceptions=True)
+    await closing
 
 
 def _log_report(report: DrainReport) -> None:
@@ -120,10 +149,10 @@ def _log_report(report: DrainReport) -> None:
     )
 
 
-async def _first_of(event: Any, other: Any) -> bool:
+async def _first_of(event: Coroutine[Any, Any, object], other: Awaitable[object]) -> bool:
     """Wait for either; True if the first one came and the other did not. Only the first is cancelled."""
-    waiting = asyncio.ensure_future(event)
-    future = asyncio.ensure_future(other)
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(event)
+    future: asyncio.Future[Any] = asyncio.gather(other, return_exceptions=True)
     try:
         await asyncio.wait({waiting, future}, return_when=asyncio.FIRST_COMPLETED)
         return waiting.done() and not future.done()

@@ -27,9 +27,9 @@ def captured_signals(
         yield
         return
     before = {number: signal.getsignal(number) for number in signals}
-    for number in signals:
-        _capture(loop, on_signal, number)
     try:
+        for number in signals:
+            _capture(loop, on_signal, number)
         yield
     finally:
         for number, handler in before.items():
