@@ -125,6 +125,9 @@ class Admission:
 
     def _hold_back(self) -> None:
         full = self._most is not None and self._open >= self._most and self.limits.when_full == "wait"
+        # The first to be resumed is the first to accept: each time it is another one's turn, or a
+        # flood on one address would keep the others waiting for ever.
+        self._listeners = (*self._listeners[1:], *self._listeners[:1])
         for listener in self._listeners:
             if full:
                 listener.pause("full")

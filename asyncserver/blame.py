@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
-from anyio import BrokenResourceError, DelimiterNotFound, EndOfStream, IncompleteRead
+from anyio import BrokenResourceError, ClosedResourceError, DelimiterNotFound, EndOfStream, IncompleteRead
 
 from asyncserver.channel import Channel
-from asyncserver.errors import ConnectionTimeoutError
+from asyncserver.errors import ConnectionTimeoutError, TLSUpgradeError
 from asyncserver.states import CloseReason
 
-__all__ = ["blame"]
+__all__ = ["blame", "follows_from_the_end"]
 
 
 def blame(exc: BaseException, channel: Channel) -> CloseReason | None:
@@ -23,8 +24,10 @@ def blame(exc: BaseException, channel: Channel) -> CloseReason | None:
         group = cast("BaseExceptionGroup[BaseException]", exc)
         reasons = [blame(part, channel) for part in group.exceptions]
         return None if None in reasons else reasons[0]
-    if isinstance(exc, EndOfStream | IncompleteRead) and channel.input_over:
+    if isinstance(exc, (EndOfStream, IncompleteRead)) and channel.input_over:
         return CloseReason.EOF
+    if isinstance(exc, TLSUpgradeError):
+        return CloseReason.HANDSHAKE_FAILED if channel.closed else None
     if isinstance(exc, BrokenResourceError) and channel.broken:
         return CloseReason.RESET
     if isinstance(exc, DelimiterNotFound) and channel.overrun:
@@ -33,6 +36,22 @@ def blame(exc: BaseException, channel: Channel) -> CloseReason | None:
         return _OF_DEADLINES.get(exc.deadline)
     return None
 
+
+def follows_from_the_end(exc: BaseException) -> bool:
+    """Whether ``exc`` is what a handler gets from a connection that the server has ended meanwhile."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(follows_from_the_end, exc.exceptions))
+    return isinstance(exc, _OF_STREAMS)
+
+
+_OF_STREAMS = (
+    EndOfStream,
+    IncompleteRead,
+    BrokenResourceError,
+    ClosedResourceError,
+    ConnectionTimeoutError,
+    asyncio.CancelledError,
+)
 
 _OF_DEADLINES = {
     "handshake": CloseReason.HANDSHAKE_TIMEOUT,

@@ -1,7 +1,7 @@
 """A non-blocking socket on an event loop: what is common to receiving, sending and closing.
 
-No transport and no protocol: the loop only tells when the socket is ready (``add_reader``,
-``add_writer``), and ``recv`` and ``send`` are called on the socket, plain or TLS, right here.
+No transport and no protocol: a ``Poller`` tells when the socket is ready, and ``recv`` and ``send``
+are called on the socket, plain or TLS, right here.
 
 * **Nothing is read ahead.** The socket is read only while somebody waits for its bytes; otherwise
   they stay in the kernel, whose window then stops the peer. Bytes that ``receive_until`` and
@@ -17,25 +17,33 @@ import errno
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Coroutine
+from asyncio import _enter_task, _leave_task  # pyright: ignore[reportPrivateUsage] - documented hooks
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
 
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
 
-from asyncserver.stepping import Parking
+from asyncserver.stepping import RAISED, RETURNED, YIELDED, Steppable
+from asyncserver.stream_settings import StreamSettings
 
-__all__ = ["FLUSH_SIZE", "RECEIVE_SIZE", "YIELD_BUDGET", "Channel"]
-
-T = TypeVar("T")
+__all__ = ["DISCARD_LIMIT", "FLUSH_SIZE", "ITEM_COST", "RECEIVE_SIZE", "YIELD_BUDGET", "Channel"]
 
 # The most that one recv() asks for. malloc serves 128 KiB and more by mmap, which costs three more
 # system calls and the page faults for every message, so this has to stay well below.
 RECEIVE_SIZE = 65_536
 
+# ... and for a peer that sends little at a time, this: Python's own allocator serves objects of up to 512
+# bytes, which costs a tenth of what malloc needs for a large block that is cut down afterwards.
+_SMALL_READ = 479
+_LITTLE = 256
+
 # Collected bytes go out without waiting for the turn to end from here on: more would not save a
 # noticeable part of the system call, and the peer could start working.
 FLUSH_SIZE = 65_536
+
+# Every item costs time however short it is, so that it is counted as that many bytes more: what is
+# collected goes out after 500 items at the latest.
+ITEM_COST = 128
 
 # Above this, several buffers go out by sendmsg() instead of being joined first.
 _JOIN_SIZE = 32_768
@@ -46,42 +54,48 @@ _MAX_BUFFERS = 1_024  # IOV_MAX of Linux and macOS
 # millisecond of them.
 YIELD_BUDGET = 512
 
+# A peer that goes on sending after our end is not listened to for ever.
+DISCARD_LIMIT = 16 << 20
+
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds; close() then sends a RST
 
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Channel:
+class Channel(Steppable):
     """Readiness, buffers and closing of one connected socket; ``Stream`` is its public face."""
 
     __slots__ = (
+        "_aborted",
         "_at_eof",
         "_attention",
         "_blocked",
         "_broken",
+        "_budget",
         "_buffer",
         "_buffer_at",
-        "_budget",
         "_chunk",
         "_closed",
+        "_discarded",
+        "_expected",
         "_fd",
-        "_flush_due",
+        "_file_lock",
+        "_flush_scheduled",
+        "_grant",
         "_input_ended",
-        "_loop",
         "_out",
         "_out_size",
         "_overrun",
-        "_parked",
-        "_parking",
         "_partial",
+        "_poller",
         "_readable",
         "_reader_on",
         "_receive_error",
-        "_receive_limit",
         "_send_closed",
         "_send_error",
-        "_send_limit",
         "_send_waiters",
+        "_settings",
+        "_shaking_hands",
         "_sock",
         "_tls",
         "_want",
@@ -90,23 +104,27 @@ class Channel:
         "bytes_sent",
     )
 
-    def __init__(
-        self, sock: socket.socket, loop: asyncio.AbstractEventLoop, send_limit: int, receive_limit: int
-    ) -> None:
+    def __init__(self, sock: socket.socket, settings: StreamSettings) -> None:
+        super().__init__(settings.loop)
+        self._settings = settings
+        self._poller = settings.poller
         self._sock = sock
         self._fd = sock.fileno()
-        self._loop = loop
-        self._parking = Parking(loop)
         self._tls: ssl.SSLSocket | None = None
+        self._shaking_hands = False
         self._closed = False
-        self._budget = YIELD_BUDGET
+        self._aborted = False
         self.bytes_received: int = 0
         self.bytes_sent: int = 0
-        # Receiving. `_attention` is set when a receive has to look at anything but its buffer.
+        # What the coroutine that is being stepped may still do before the others have their turn.
+        # Zero when none is, and when sending is over: whatever is zero takes the careful path.
+        self._budget = 0
+        self._grant = YIELD_BUDGET
+        # Receiving. `_attention`: a receive has to look at more before it can wait. `_want`: how much
+        # the receive that waits would take; zero when none does.
         self._attention = True
-        self._parked = False
         self._want = 0
-        self._receive_limit = receive_limit
+        self._expected = RECEIVE_SIZE
         self._chunk = b""
         self._buffer = b""
         self._buffer_at = 0
@@ -116,35 +134,53 @@ class Channel:
         self._at_eof = False
         self._overrun = False
         self._input_ended = False
+        # How much of the input was dropped; None until this side closes.
+        self._discarded: int | None = None
         self._broken: OSError | None = None
         self._receive_error: Exception | None = None
-        # Sending.
-        self._out: list[bytes | memoryview] = []
+        # Sending. `_out_size` counts ITEM_COST more than its length for each item of `_out`.
+        self._out: list[bytes | memoryview] | None = None
         self._out_size = 0
-        self._send_limit = send_limit
-        self._flush_due = False
+        self._flush_scheduled = False
         self._blocked = False
         self._writer_on = False
         self._send_waiters: list[asyncio.Future[None]] | None = None
         self._send_error: OSError | None = None
         self._send_closed = False
+        # Held while a file is being sent.
+        self._file_lock: asyncio.Lock | None = None
 
     # --- what is going on, for whoever looks after the connection ---
 
     @property
     def receiving(self) -> bool:
         """Whether a receive is waiting."""
-        return self._parked
+        return self._want > 0
 
     @property
     def idle(self) -> bool:
         """Whether a receive waits for the first byte of something, and nothing is left to be sent."""
-        return self._parked and not self._partial and not self._out_size
+        return self._want > 0 and not self._partial and self._out is None
 
     @property
     def unsent(self) -> int:
         """Bytes that were given to ``send`` and not yet taken by the kernel."""
-        return self._out_size
+        return sum(map(len, self._out or ()))
+
+    @property
+    def congested(self) -> bool:
+        """Whether the kernel has refused bytes: the peer does not keep up, and more would pile up here."""
+        return self._blocked
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it was reset from this side."""
+        return self._aborted
+
+    @property
+    def all_is_said(self) -> bool:
+        """Whether the peer has closed its side and been sent everything, so that closing loses nothing."""
+        return self._at_eof and self._out is None and self._tls is None
 
     @property
     def at_eof(self) -> bool:
@@ -173,99 +209,141 @@ class Channel:
 
     # --- receiving ---
 
-    def _on_readable(self) -> None:
-        if not self._parked:
-            self._found_readable()
+    def on_readable(self) -> None:
+        """Called by the poller. All that happens for one message in the usual case happens here."""
+        step = self._step
+        if step is None:
+            self._on_readable_unstepped()
             return
+        want, expected = self._want, self._expected
+        data: bytes | None
         try:
-            data = self._sock.recv(self._want)
-        except (BlockingIOError, InterruptedError):
+            data = self._sock.recv(want if want < expected else expected)  # noqa: FURB136 - a call less
+        except (OSError, ValueError) as exc:
+            data = self._survived(exc)
+            if data is None:
+                return
+        size = len(data)
+        self.bytes_received += size
+        if size < _LITTLE:
+            self._expected = _SMALL_READ
+            if not size and want > 0:
+                self._end_of_input()
+        elif size == expected:
+            self._expected = RECEIVE_SIZE
+        # Step the coroutine that waits for this past its task; see the module `stepping`.
+        self._want = 0
+        self._budget = self._grant
+        loop, task = self._loop, self._task
+        _enter_task(loop, task)  # type: ignore[arg-type]
+        try:
+            yielded = self._context.run(step, data)  # type: ignore[union-attr]
+            if yielded is not self._place:
+                self._outcome = (YIELDED, yielded)
+        except StopIteration as stop:
+            self._outcome = (RETURNED, stop.value)
+        except BaseException as exc:  # The task raises it again. Kept in no local: that would be a cycle.
+            self._outcome = (RAISED, exc)
+        finally:
+            _leave_task(loop, task)  # type: ignore[arg-type]
+        if self._outcome is not None:
+            self._hand_over()
+        self._budget = 0
+        if self._out is not None:
+            self._flush()
+
+    def _on_readable_unstepped(self) -> None:
+        """Nobody waits, or a task that is not stepped past."""
+        if not self._want:
+            if self._discarded is None:
+                self._found_readable()
+            else:
+                self._discard()
             return
-        except OSError as exc:
-            self._break(exc)
-            data = b""
-        if data:
-            self.bytes_received += len(data)
-        else:
-            self._end_of_input()
-        self._chunk = data
-        self._resume_receiver()
+        data = self._read(self._want)
+        if data is not None:
+            self._deliver(data)
 
     def _on_readable_tls(self) -> None:
-        if self._blocked and not self._writer_on:
-            self._on_writable()  # OpenSSL wanted to read before it could go on writing.
-        if not self._parked:
-            self._found_readable()
-            return
-        data = self._read_tls(self._want)
-        if data is None:
-            return
-        self._chunk = data
-        self._resume_receiver()
+        if self._blocked and not self._writer_on and not self._shaking_hands:
+            self._go_on_writing()  # OpenSSL wanted to read before it could.
+        self.on_readable()
 
-    def _read_tls(self, want: int) -> bytes | None:
-        """What OpenSSL has decrypted; None when it needs more from the peer, b"" at the end."""
+    def _deliver(self, data: bytes) -> None:
+        """Continue, through its task, whoever waits. Only from a callback of the loop."""
+        self._want = 0
+        self._step = None
+        self._chunk = data
+        self._wake_task()
+
+    def _read(self, want: int) -> bytes | None:
+        """What has come; None if nothing has yet, b"" at the end or when the connection is broken."""
         try:
-            data = self._tls.read(want)  # type: ignore[union-attr]
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLWantWriteError:
-            # A key update is to be answered first, and the kernel's buffer is full.
-            self._start_writing()
-            return None
-        except OSError as exc:
-            # Also an end without close_notify: what came may have been cut short by an attacker.
-            self._break(exc)
-            data = b""
-        except ValueError as exc:
-            self._break(OSError(errno.EBADF, str(exc)))
-            data = b""
+            data = self._sock.recv(want)
+        except (OSError, ValueError) as exc:
+            return self._survived(exc)
         if data:
             self.bytes_received += len(data)
         else:
             self._end_of_input()
         return data
 
+    def _survived(self, exc: OSError | ValueError) -> bytes | None:
+        """Reading has failed: None if that passes, b"" if the connection is broken."""
+        if isinstance(exc, ssl.SSLWantWriteError):
+            # A key update is to be answered first, and the kernel's buffer is full.
+            self._start_writing()
+            return None
+        if isinstance(exc, _WOULD_BLOCK):
+            return None
+        # Under TLS also an end without close_notify: what came may have been cut short by an attacker.
+        self._break(exc if isinstance(exc, OSError) else OSError(errno.EBADF, str(exc)))
+        self._end_of_input()
+        return b""
+
     def _found_readable(self) -> None:
         """Readable with nobody waiting: keep quiet until somebody does, and remember it."""
         self._stop_reading()
         self._readable = True
-
-    def _resume_receiver(self) -> None:
-        self._parked = False
-        self._budget = YIELD_BUDGET
-        self._flush_due = True
-        self._parking.resume()
-        self._flush_due = False
-        if self._out_size:
-            self._flush()
+        if self._shaking_hands:
+            self._wake_senders()
 
     def _wake_receiver(self) -> None:
         """Let a waiting receive find out, in the loop's next turn, that its situation has changed."""
         self._attention = True
-        if self._parked:
+        if self._want:
             self._loop.call_soon(self._on_wake)
 
     def _on_wake(self) -> None:
-        if self._parked:
-            self._chunk = b""
-            self._resume_receiver()
+        if self._want:
+            self._deliver(b"")
+        if self._closed:
+            self._dissolve()
 
     def _before_parking(self, want: int) -> bytes | None:
         """All that has to be looked at before a receive may wait; returns bytes that need no wait."""
-        self._raise_if_parked()
+        self._raise_if_receiving()
+        if want < 1:
+            raise ValueError(f"max_bytes={want}: has to be at least 1")
         if self._receive_error is not None:
-            error, self._receive_error = self._receive_error, None
-            raise error
+            try:
+                raise self._receive_error
+            finally:
+                self._receive_error = None
         if self._broken is not None:
             raise BrokenResourceError(str(self._broken)) from self._broken
-        if self._closed:
+        if self._discarded is not None:
             raise ClosedResourceError
         if self._at_eof or self._input_ended:
             raise EndOfStream
         tls = self._tls
-        if self._readable or (tls is not None and tls.pending()):
-            data = self._read_now(want)
+        pending = tls is not None and tls.pending() > 0
+        if pending and not self._budget:
+            self._loop.call_soon(self._on_pending)  # The other connections' turn.
+        elif self._readable or pending:
+            self._budget -= pending
+            self._readable = False
+            data = self._read(want)
             if data is not None:
                 return data or self._before_parking(want)
         if not self._reader_on:
@@ -273,58 +351,49 @@ class Channel:
         self._attention = tls is not None
         return None
 
-    def _raise_if_parked(self) -> None:
-        if self._parked:
+    def _on_pending(self) -> None:
+        if self._want:
+            self.on_readable()
+
+    def _raise_if_receiving(self) -> None:
+        if self._want or self._shaking_hands:
             raise BusyResourceError("receiving from")
 
-    def _read_now(self, want: int) -> bytes | None:
-        self._readable = False
-        if self._tls is not None:
-            return self._read_tls(want)
-        try:
-            data = self._sock.recv(want)
-        except (BlockingIOError, InterruptedError):
-            return None
-        except OSError as exc:
-            self._break(exc)
-            return b""
-        if data:
-            self.bytes_received += len(data)
-        else:
-            self._end_of_input()
-        return data
-
-    def _unpark(self) -> None:
+    def _give_up_receiving(self) -> None:
         """A receive was cancelled: what may have come for it in the meantime is kept."""
-        self._parked = False
+        self._want = 0
         if self._chunk:
             self._buffer = self._chunk
             self._buffer_at = 0
             self._chunk = b""
+            self._attention = True
 
     def _start_reading(self) -> None:
         self._reader_on = True
-        callback = self._on_readable if self._tls is None else self._on_readable_tls
-        self._loop.add_reader(self._fd, callback)
+        self._poller.add_reader(
+            self._fd, self if self._tls is None else _TLSFace(self._on_readable_tls, self.on_writable)
+        )
+
+    def _discard(self) -> None:
+        """Closing: drop what the peer still sends, up to its end, but not without end."""
+        try:
+            # Of the socket itself: under TLS, too, nobody is interested in what it means.
+            data = socket.socket.recv(self._sock, RECEIVE_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        self._discarded = dropped = (self._discarded or 0) + len(data)
+        if not data or dropped > DISCARD_LIMIT:
+            self._discarded = DISCARD_LIMIT
+            self._stop_reading()
+            self._wake_senders()
 
     def _stop_reading(self) -> None:
         self._attention = True
         if self._reader_on:
             self._reader_on = False
-            self._loop.remove_reader(self._fd)
-
-    def drive(self, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """Await ``coroutine``, continuing it at once whenever this has bytes for it: ``Parking.drive``."""
-        return self._parking.drive(coroutine)
-
-    def forget_handler(self) -> None:
-        """Break the reference cycles that driving a coroutine makes, when it is over."""
-        self._parking.forget()
-
-    def set_limits(self, send_limit: int, receive_limit: int) -> None:
-        """Change the limits that this was made with, in bytes."""
-        self._send_limit = send_limit
-        self._receive_limit = receive_limit
+            self._poller.remove_reader(self._fd)
 
     def fail_receive(self, error: Exception) -> None:
         """Raise ``error`` from the receive that waits, or else from the next one."""
@@ -343,37 +412,56 @@ class Channel:
 
     def _break(self, exc: OSError) -> None:
         """The kernel or OpenSSL reports that the connection is no more."""
-        self._broken = exc
+        self._broken = exc.with_traceback(None)  # It would lead back here: a reference cycle.
         self._fail_sending(exc)
 
     # --- sending ---
 
     def _flush_soon(self) -> None:
-        self._flush_due = True
-        self._loop.call_soon(self._on_turn_end)
+        """Flush at the end of this turn of the loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._on_turn_end)
 
     def _on_turn_end(self) -> None:
-        self._flush_due = False
-        if self._out_size:
+        self._flush_scheduled = False
+        self._budget = 0
+        self._flush()
+
+    async def _take_turn(self) -> None:
+        """The budget is used up, or none has been granted in this turn of the loop: get a new one.
+
+        What is then sent leaves at the end of the turn. If there was one before in the same turn, this
+        waits for the next: the other connections come first.
+        """
+        if self._flush_scheduled or not self._grant:
             self._flush()
+            await asyncio.sleep(0)
+        self._budget = self._grant
+        self._flush_soon()
 
     def _flush(self) -> None:
         """Give what is collected to the kernel; what it does not take now follows when it can."""
-        if self._blocked:
-            return
         out = self._out
+        if out is None or self._blocked:
+            return
         try:
-            while self._out_size:
-                sent = self._sock.send(out[0]) if len(out) == 1 else self._send_several(out)
-                self.bytes_sent += sent
-                self._out_size -= sent
-                if not self._out_size:
-                    out.clear()
-                else:
-                    _drop_front(out, sent)
-                    if self._tls is None:  # The kernel is full. (OpenSSL sends a record at a time.)
-                        self._wait_for_kernel(None)
-                        return
+            if len(out) == 1:
+                item = out[0]
+                sent = self._sock.send(item)
+                if sent == len(item):
+                    self._out = None
+                    self._out_size = 0
+                    self.bytes_sent += sent
+                    return
+            else:
+                sent = self._send_several(out)
+            self._note_sent(out, sent)
+            while self._out is not None:
+                if self._tls is None:  # The kernel is full. (OpenSSL sends a record at a time.)
+                    self._wait_for_kernel(None)
+                    return
+                self._note_sent(out, self._send_several(out))
         except _WOULD_BLOCK as exc:
             self._wait_for_kernel(exc)
         except OSError as exc:
@@ -381,10 +469,20 @@ class Channel:
         except ValueError as exc:  # What OpenSSL says of a connection that is half gone.
             self._fail_sending(OSError(errno.EBADF, str(exc)))
 
+    def _note_sent(self, out: list[bytes | memoryview], sent: int) -> None:
+        self.bytes_sent += sent
+        _drop_front(out, sent)
+        if out:
+            self._out_size = sum(map(len, out)) + ITEM_COST * len(out)
+        else:
+            self._out = None
+            self._out_size = 0
+
     def _send_several(self, out: list[bytes | memoryview]) -> int:
-        if self._out_size > _JOIN_SIZE and self._tls is None:
-            return self._sock.sendmsg(out[:_MAX_BUFFERS])
-        out[:] = [b"".join(out)]
+        if len(out) > 1:
+            if self._out_size > _JOIN_SIZE and self._tls is None:
+                return self._sock.sendmsg(out[:_MAX_BUFFERS])
+            out[:] = [b"".join(out)]
         return self._sock.send(out[0])
 
     def _wait_for_kernel(self, exc: Exception | None) -> None:
@@ -397,22 +495,28 @@ class Channel:
     def _start_writing(self) -> None:
         if not self._writer_on:
             self._writer_on = True
-            self._loop.add_writer(self._fd, self._on_writable)
+            self._poller.add_writer(self._fd, self)
 
     def _stop_writing(self) -> None:
         if self._writer_on:
             self._writer_on = False
-            self._loop.remove_writer(self._fd)
+            self._poller.remove_writer(self._fd)
 
-    def _on_writable(self) -> None:
+    def on_writable(self) -> None:
+        """Called by the poller."""
+        self._go_on_writing()
+        if self._want and self._tls is not None:
+            self.on_readable()  # OpenSSL may have wanted to write before it could go on reading.
+
+    def _go_on_writing(self) -> None:
         self._blocked = False
-        self._flush()
+        if not self._shaking_hands:
+            self._flush()
         if not self._blocked:
             self._stop_writing()
-        if self._out_size * 4 <= self._send_limit:
+        if self._out_size * 4 <= self._settings.send_limit or self._out is None or self._shaking_hands:
             self._wake_senders()
-        if self._parked and self._tls is not None:
-            self._on_readable_tls()  # OpenSSL may have wanted to write before it could go on reading.
+        self._blocked |= self._shaking_hands
 
     def _wake_senders(self) -> None:
         waiters, self._send_waiters = self._send_waiters, None
@@ -422,11 +526,16 @@ class Channel:
 
     def _fail_sending(self, exc: OSError) -> None:
         if self._send_error is None:
-            self._send_error = exc
-        self._out.clear()
-        self._out_size = 0
+            self._send_error = exc.with_traceback(None)
+        self._stop_sending()
         self._stop_writing()
         self._wake_senders()
+
+    def _stop_sending(self) -> None:
+        """Nothing can be sent from now on; what is left is dropped."""
+        self._out = None
+        self._out_size = 0
+        self._budget = self._grant = 0
 
     def _check_sending(self) -> None:
         if self._send_error is not None:
@@ -436,9 +545,8 @@ class Channel:
 
     async def _wait_until_sent(self, at_most: int) -> None:
         """Wait until at most this many bytes are left to be sent, or sending has failed."""
-        if self._out_size:
-            self._flush()
-        while self._out_size > at_most:
+        self._flush()
+        while self._out is not None and self._out_size > at_most:
             waiter = self._loop.create_future()
             if self._send_waiters is None:
                 self._send_waiters = []
@@ -454,14 +562,18 @@ class Channel:
         self._stop_reading()
         self._stop_writing()
         self._closed = True
-        self._out.clear()
-        self._out_size = 0
+        self._discarded = self._discarded or 0
+        self._stop_sending()
+        self._buffer = b""
         self._wake_receiver()
         self._wake_senders()
         self._sock.close()
+        if not self._want and self._step is None:
+            self._dissolve()
 
     def _reset_socket(self) -> None:
         if not self._closed:
+            self._aborted = True
             with suppress(OSError):  # Not on a Unix socket, which has no RST either.
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.close_now()
@@ -472,10 +584,20 @@ class Channel:
         self._reset_socket()
 
 
+class _TLSFace:
+    """What a poller calls of a channel under TLS, so that the plain one need not ask itself."""
+
+    __slots__ = ("on_readable", "on_writable")
+
+    def __init__(self, on_readable: Callable[[], None], on_writable: Callable[[], None]) -> None:
+        self.on_readable = on_readable
+        self.on_writable = on_writable
+
+
 def _drop_front(out: list[bytes | memoryview], count: int) -> None:
     """Take ``count`` sent bytes off the front of the buffers."""
     done = 0
-    while count >= len(out[done]):
+    while done < len(out) and count >= len(out[done]):
         count -= len(out[done])
         done += 1
     del out[:done]

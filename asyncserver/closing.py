@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from anyio import ClosedResourceError
 
+from asyncserver.channel import DISCARD_LIMIT
 from asyncserver.sending import SendingChannel
 from asyncserver.tls_handshake import send_close_notify
 
@@ -16,9 +17,6 @@ __all__ = ["LINGER", "ClosingChannel"]
 # Seconds. Long enough for a reply to cross the world and be acknowledged after one retransmission;
 # short enough that peers which never close cannot pile up.
 LINGER = 5.0
-
-# A peer that goes on sending after our end is not listened to for ever.
-_DISCARD_LIMIT = 16 << 20
 
 
 class ClosingChannel(SendingChannel):
@@ -55,16 +53,16 @@ class ClosingChannel(SendingChannel):
         Takes at most ``seconds``; the caller closes the socket afterwards, also after cancellation.
         """
         self._send_closed = True
-        if self._parked:
+        self._budget = self._grant = 0
+        self._discarded = self._discarded or 0
+        if self._want:
             self._receive_error = ClosedResourceError()
             self._wake_receiver()
-        if self._out_size:
-            self._flush()
-        if self._at_eof and not self._out_size:
+        self._flush()
+        if (self._at_eof or seconds <= 0) and self._out is None:
             # The common case: the peer has closed and has everything.
-            if self._tls is not None:
-                send_close_notify(self._tls)
-            return
+            if self._tls is None or send_close_notify(self._tls):
+                return
         if seconds <= 0:
             return
         with suppress(TimeoutError, OSError):
@@ -74,35 +72,11 @@ class ClosingChannel(SendingChannel):
                     await self._half_close()
 
     async def _half_close(self) -> None:
-        if self._tls is not None:
-            send_close_notify(self._tls)
-        self._sock.shutdown(socket.SHUT_WR)
-        if not self._at_eof:
-            await self._discard_input()
-
-    async def _discard_input(self) -> None:
-        loop = self._loop
-        done = loop.create_future()
-        dropped = 0
-
-        def drop() -> None:
-            nonlocal dropped
-            try:
-                # Of the socket itself: under TLS, too, nobody is interested in what it means.
-                data = socket.socket.recv(self._sock, 65_536)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                data = b""
-            dropped += len(data)
-            if (not data or dropped > _DISCARD_LIMIT) and not done.done():
-                done.set_result(None)
-
-        self._stop_reading()
-        loop.add_reader(self._fd, drop)
-        self._reader_on = True  # so that closing the socket removes it
-        self._send_waiters = [*(self._send_waiters or ()), done]  # ... and ends the wait
-        try:
-            await done
-        finally:
-            self._stop_reading()
+        while self._tls is not None and not send_close_notify(self._tls):
+            await self._wait_until_writable()
+        # Not the method of the TLS socket, which would go on in plain text.
+        socket.socket.shutdown(self._sock, socket.SHUT_WR)
+        if not self._reader_on and not self._at_eof:
+            self._start_reading()
+        while not self._at_eof and not self._closed and (self._discarded or 0) < DISCARD_LIMIT:
+            await self._wait_for_change()

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import socket
 import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from contextvars import Context, ContextVar
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from anyio import CapacityLimiter
 
-from asyncserver.blame import blame
+from asyncserver.blame import blame, follows_from_the_end
 from asyncserver.deadlines import DeadlineWheel
 from asyncserver.endpoints import Endpoint
-from asyncserver.errors import ConnectionTimeoutError, TLSUpgradeError
+from asyncserver.errors import ConnectionTimeoutError
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.states import CloseReason, ConnectionState
 from asyncserver.stream import Stream
+from asyncserver.stream_settings import StreamSettings
 
 __all__ = ["Connection", "ConnectionHost", "ConnectionLogFilter", "current_connection"]
 
@@ -49,8 +51,10 @@ class ConnectionLogFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the two; never drops a record."""
         connection = _current.get(None)
-        record.connection_id = "-" if connection is None else connection.id
-        record.peer = "-" if connection is None else str(connection.peer)
+        names = {"connection_id": "-", "peer": "-"} if connection is None else connection.log_names
+        for name, value in names.items():
+            if not hasattr(record, name):  # Records about another connection, of the server, have them.
+                setattr(record, name, value)
         return True
 
 
@@ -58,8 +62,10 @@ class ConnectionHost(Protocol):
     """What connections need from the server that they belong to."""
 
     loop: asyncio.AbstractEventLoop
+    context: Context
     limits: Limits
     timeouts: Timeouts
+    settings: StreamSettings
     wheel: DeadlineWheel
     handshakes: CapacityLimiter
     handler: Callable[[Stream], Coroutine[Any, Any, object]]
@@ -121,27 +127,19 @@ class Connection:
         self.id = number
         self._host = host
         self._listener = listener
-        self.stream = Stream(
-            sock,
-            loop=host.loop,
-            sockaddr=sockaddr,
-            local=listener.local_endpoint,
-            default_tls=host.tls_context,
-            send_limit=host.limits.send_buffer,
-            receive_limit=host.limits.receive_buffer,
-        )
-        self._opened = self._quiet_since = self._handler_started = now = host.loop.time()
+        self.stream = Stream(sock, host.settings, sockaddr=sockaddr, local=listener.local_endpoint)
+        self._opened = self._quiet_since = self._handler_started = host.loop.time()
         self._phase = _Phase.NEW
         self._task: asyncio.Task[None] | None = None
         self._reason: CloseReason | None = None
         self._told: CloseReason | None = None
-        self._draining_waiters: list[asyncio.Future[None]] | None = None
-        self._closed_waiters: list[asyncio.Future[None]] | None = None
+        self._draining_waiters: set[asyncio.Future[None]] | None = None
+        self._closed_waiters: set[asyncio.Future[None]] | None = None
         self._step = _Step.NONE
         self._next_step_at = 0.0
         self._seen_received: int = 0
         self._seen_sent: int = 0
-        self._send_since = now
+        self._send_since = math.inf
         self._was_busy = True
         self._lifetime_factor = 0.0
         self.watch_slot = 0
@@ -161,6 +159,11 @@ class Connection:
     def local(self) -> Endpoint:
         """The address that the peer connected to."""
         return self.stream.local
+
+    @property
+    def log_names(self) -> dict[str, object]:
+        """What log records about it carry: ``extra=connection.log_names``."""
+        return {"connection_id": self.id, "peer": str(self.peer)}
 
     @property
     def listener(self) -> Listener:
@@ -221,43 +224,45 @@ class Connection:
         """Whether it was told to end: by a drain of the server, ``close()`` or its lifetime."""
         return self._told is not None
 
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this is the task of its handler."""
+        return task is not None and self._task is task
+
     async def wait_draining(self) -> None:
         """Wait until it is told to end, so that a handler can say goodbye and return."""
         if self._told is None:
-            waiter = self._host.loop.create_future()
-            self._draining_waiters = [*(self._draining_waiters or ()), waiter]
-            await waiter
+            if self._draining_waiters is None:
+                self._draining_waiters = set()
+            await _wait_among(self._draining_waiters, self._host.loop)
 
     async def wait_closed(self) -> None:
         """Wait until its socket is closed."""
         if self._phase != _Phase.CLOSED:
-            waiter = self._host.loop.create_future()
-            self._closed_waiters = [*(self._closed_waiters or ()), waiter]
-            await waiter
+            if self._closed_waiters is None:
+                self._closed_waiters = set()
+            await _wait_among(self._closed_waiters, self._host.loop)
 
     # --- its life ---
 
     def start(self) -> None:
         """Start its task."""
         host = self._host
-        delay = self._first_look()
-        if delay is not None:
-            host.wheel.watch(self, delay)
-        task = _start_task(self._live(), host.loop, f"asyncserver-connection-{self.id}")
-        if not task.done():
-            self._task = task
+        _start_task(self._live(), host, f"asyncserver-connection-{self.id}")
 
     async def _live(self) -> None:
         _current.set(self)
         host = self._host
         stream = self.stream
+        self._task = task = cast("asyncio.Task[None]", asyncio.current_task(host.loop))
         try:
+            if self._reason is not None:
+                raise asyncio.CancelledError  # It was ended before this task had begun.
             if (self._listener.tls or host.verify is not None) and not await self._prepare():
                 self._settle(CloseReason.REFUSED)
             else:
                 self._phase = _Phase.HANDLER
-                await stream.drive(host.handler(stream))
-                self._settle(CloseReason.EOF if stream.at_eof else CloseReason.HANDLER_RETURNED)
+                await stream.drive(host.handler(stream), task)
+                self._settle(_reason_of_return(stream))
         except asyncio.CancelledError:
             self._settle(CloseReason.HANDLER_CANCELLED)
         except Exception as exc:
@@ -266,8 +271,11 @@ class Connection:
             self._settle(CloseReason.ABORTED)
             self._end()
             raise
-        self._phase = max(self._phase, _Phase.CLOSING)
-        await self._say_goodbye()
+        if self._reason in _WITHOUT_GOODBYE or stream.all_is_said:
+            self._end()
+        else:
+            self._phase = max(self._phase, _Phase.CLOSING)
+            await self._say_goodbye()
 
     async def _prepare(self) -> bool:
         """``verify`` and the TLS handshake, in the time of the handshake; False: not welcome."""
@@ -292,14 +300,13 @@ class Connection:
     def _judge(self, exc: Exception) -> None:
         """The handler, or what comes before it, has raised: whose fault is it?"""
         reason = blame(exc, self.stream)
-        if isinstance(exc, TLSUpgradeError):
-            reason = CloseReason.HANDSHAKE_FAILED
-        if self._reason is not None or reason is not None:
-            self._settle(reason or CloseReason.HANDLER_ERROR)
-            logger.debug("connection %d from %s: %s", self.id, self.peer, exc)
-        else:
+        if reason is None and not (self._reason is not None and follows_from_the_end(exc)):
             self._settle(CloseReason.HANDLER_ERROR)
             self._host.handler_failed(self, exc)
+        else:
+            self._settle(reason or CloseReason.HANDLER_ERROR)
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("connection %d from %s: %s", self.id, self.peer, exc, extra=self.log_names)
 
     def _settle(self, reason: CloseReason) -> None:
         """The first reason is the one that counts."""
@@ -310,8 +317,7 @@ class Connection:
 
     async def _say_goodbye(self) -> None:
         try:
-            if self._reason not in _WITHOUT_GOODBYE:
-                await self.stream.close_gently(self._host.timeouts.linger)
+            await self.stream.close_gently(self._host.timeouts.linger)
         except asyncio.CancelledError:
             pass  # It is closed now, which is all that a cancellation could want.
         except Exception as exc:
@@ -345,6 +351,7 @@ class Connection:
                 self.bytes_received,
                 self.bytes_sent,
                 self.age,
+                extra=self.log_names,
             )
 
     # --- ending it ---
@@ -364,17 +371,18 @@ class Connection:
         self.stream.abort()
         self._cancel_handler()
 
-    def take_limits(self, limits: Limits) -> None:
-        """Obey other limits from now on."""
-        self.stream.set_limits(limits.send_buffer, limits.receive_buffer)
-        if self._step == _Step.NONE and self._phase == _Phase.HANDLER:
+    def look_again(self) -> None:
+        """The timeouts have changed."""
+        if self._step == _Step.NONE and self._phase < _Phase.CLOSING:
             self._host.wheel.watch(self, 0.0)
 
     def tell_to_end(self, reason: CloseReason) -> None:
         """Let it end as soon as it is idle, and tell its handler (``draining``, ``wait_draining()``)."""
         if self._told is None and self._phase < _Phase.CLOSING:
             self._told = reason
-            self._quiet_since = self._host.loop.time()
+            now = self._host.loop.time()
+            self._note_progress(now)
+            self._quiet_since = now
             _wake_all(self._draining_waiters)
             self._draining_waiters = None
             self._host.wheel.watch(self, _QUIET)
@@ -382,7 +390,8 @@ class Connection:
     def cancel(self, reason: CloseReason) -> None:
         """Cancel its handler; ``Timeouts.grace`` later its connection is aborted."""
         self._settle(reason)
-        self._cancel_handler()
+        if self._step != _Step.CANCELLED:  # A second time would interrupt what it does to end.
+            self._cancel_handler()
         self._plan_next_step(_Step.CANCELLED)
 
     def _cancel_handler(self) -> None:
@@ -390,11 +399,14 @@ class Connection:
             self._task.cancel()
 
     def _plan_next_step(self, done: int) -> None:
+        """It is due after the grace; asking for it again may hurry it, and never puts it off."""
+        if self._phase == _Phase.CLOSED or self._step > done:
+            return
+        now = self._host.loop.time()
+        at = now + self._host.timeouts.grace
+        self._next_step_at = min(at, self._next_step_at) if self._step == done else at
         self._step = done
-        delay = self._host.timeouts.grace
-        self._next_step_at = self._host.loop.time() + delay
-        if self._phase != _Phase.CLOSED:
-            self._host.wheel.watch(self, delay)
+        self._host.wheel.watch(self, self._next_look(now) or 0.0)
 
     def _take_next_step(self) -> float | None:
         if self._step == _Step.TOLD:
@@ -409,6 +421,7 @@ class Connection:
             self.id,
             self.peer,
             self._reason,
+            extra=self.log_names,
         )
         self._reason = CloseReason.ABORTED
         self.stream.abort()
@@ -418,16 +431,20 @@ class Connection:
 
     # --- deadlines ---
 
-    def _first_look(self) -> float | None:
-        timeouts = self._host.timeouts
-        if timeouts.lifetime is not None:
-            jitter = timeouts.lifetime_jitter
-            self._lifetime_factor = 1.0 + jitter * (2.0 * random.random() - 1.0)
-        return self._next_look(self._opened)
+    def _end_of_life(self, lifetime: float) -> float:
+        if not self._lifetime_factor:  # Drawn once, when it is needed for the first time.
+            self._lifetime_factor = 1.0 + self._host.timeouts.lifetime_jitter * (2.0 * random.random() - 1.0)
+        return self._opened + lifetime * self._lifetime_factor
+
+    def begin_watch(self) -> None:
+        """Called by the server, soon after the start: connections that end before have no deadlines."""
+        delay = self._next_look(self._opened)
+        if delay is not None and not self.watch_slot and self._phase != _Phase.CLOSED:
+            self._host.wheel.watch(self, delay)
 
     def check_deadlines(self, now: float) -> float | None:
         """Called by the wheel: act on what is overdue; returns the seconds until the next look."""
-        if self._phase >= _Phase.CLOSING and self._step == _Step.NONE:
+        if self._phase == _Phase.CLOSED or (self._phase == _Phase.CLOSING and self._step == _Step.NONE):
             return None  # Closing has a bound of its own.
         if self._step != _Step.NONE and now >= self._next_step_at:
             return self._take_next_step()
@@ -447,7 +464,9 @@ class Connection:
         busy = not stream.receiving
         if received != self._seen_received or sent != self._seen_sent or busy or self._was_busy:
             self._quiet_since = now
-        if sent != self._seen_sent or not stream.unsent:
+        if not stream.unsent:
+            self._send_since = math.inf
+        elif sent != self._seen_sent or self._send_since == math.inf:
             self._send_since = now
         self._was_busy = busy
         self._seen_received, self._seen_sent = received, sent
@@ -460,7 +479,7 @@ class Connection:
             return "send", timeouts.send, CloseReason.SEND_TIMEOUT
         if timeouts.handler is not None and since_start >= timeouts.handler:
             return "handler", timeouts.handler, CloseReason.HANDLER_TIMEOUT
-        if timeouts.lifetime is not None and now - self._opened >= timeouts.lifetime * self._lifetime_factor:
+        if timeouts.lifetime is not None and now >= self._end_of_life(timeouts.lifetime):
             return "lifetime", timeouts.lifetime, CloseReason.LIFETIME
         if not stream.receiving:
             return None
@@ -475,7 +494,14 @@ class Connection:
         return None
 
     def _enforce(self, deadline: str, seconds: float, reason: CloseReason) -> None:
-        logger.info("connection %d from %s: %s timeout of %g s passed", self.id, self.peer, deadline, seconds)
+        logger.info(
+            "connection %d from %s: %s timeout of %g s passed",
+            self.id,
+            self.peer,
+            deadline,
+            seconds,
+            extra=self.log_names,
+        )
         if reason is CloseReason.LIFETIME:
             self.tell_to_end(reason)
             self._plan_next_step(_Step.TOLD)
@@ -511,10 +537,14 @@ class Connection:
         if timeouts.first_byte is not None and not self.stream.bytes_received:
             delays.append(max(self._handler_started + timeouts.first_byte - now, timeouts.first_byte / 8))
         if timeouts.lifetime is not None:
-            if not self._lifetime_factor:
-                self._lifetime_factor = 1.0
-            delays.append(self._opened + timeouts.lifetime * self._lifetime_factor - now)
+            delays.append(self._end_of_life(timeouts.lifetime) - now)
         return max(min(delays), 0.0) if delays else None
+
+
+def _reason_of_return(stream: Stream) -> CloseReason:
+    if stream.aborted:
+        return CloseReason.ABORTED
+    return CloseReason.EOF if stream.at_eof else CloseReason.HANDLER_RETURNED
 
 
 _PEACEFUL = frozenset({CloseReason.EOF, CloseReason.HANDLER_RETURNED})
@@ -532,16 +562,29 @@ _WITHOUT_GOODBYE = frozenset(
 )
 
 
-def _start_task(
-    coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, name: str
-) -> asyncio.Task[None]:
+def _start_task(coroutine: Coroutine[Any, Any, None], host: ConnectionHost, name: str) -> None:
+    """In the server's context: the one here may be that of another connection, which has made room.
+
+    Until its first step the loop holds the task, and from then on the connection does.
+    """
+    loop = host.loop
     if sys.version_info >= (3, 12) and loop.get_task_factory() is None:
         # The first step runs here and now, which saves a turn of the loop.
-        return asyncio.Task(coroutine, loop=loop, name=name, eager_start=True)
-    return loop.create_task(coroutine, name=name)
+        _ = asyncio.Task(coroutine, loop=loop, name=name, context=host.context.copy(), eager_start=True)
+    else:
+        _ = host.context.run(loop.create_task, coroutine, name=name)
 
 
-def _wake_all(waiters: list[asyncio.Future[None]] | None) -> None:
+async def _wait_among(waiters: set[asyncio.Future[None]], loop: asyncio.AbstractEventLoop) -> None:
+    waiter = loop.create_future()
+    waiters.add(waiter)
+    try:
+        await waiter
+    finally:
+        waiters.discard(waiter)
+
+
+def _wake_all(waiters: set[asyncio.Future[None]] | None) -> None:
     for waiter in waiters or ():
         if not waiter.done():
             waiter.set_result(None)

@@ -57,6 +57,10 @@ class Connections(Collection[Connection]):
                 if not waiter.done():
                     waiter.set_result(None)
 
+    def newest(self) -> Iterator[Connection]:
+        """The connections, the newest first; none may come or go during the iteration."""
+        return reversed(self._by_id.values())
+
     async def wait_empty(self) -> None:
         """Wait until there is none."""
         while self._by_id:

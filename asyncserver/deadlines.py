@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import copy_context
 from typing import Protocol
 
 __all__ = ["FINEST", "DeadlineWheel", "Watched"]
@@ -30,10 +31,12 @@ class DeadlineWheel:
     by how far away they are, fall into one slot of the wheel and share one timer.
     """
 
-    __slots__ = ("_armed_for", "_loop", "_slots", "_timer")
+    __slots__ = ("_armed_for", "_context", "_loop", "_slots", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        # Timers are set from within handlers, too; what they do does not belong to that connection.
+        self._context = copy_context()
         self._slots: dict[int, set[Watched]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0
@@ -77,7 +80,7 @@ class DeadlineWheel:
     def _arm(self, slot: int) -> None:
         self.stop()
         self._armed_for = slot
-        self._timer = self._loop.call_at(slot * FINEST, self._tick)
+        self._timer = self._loop.call_at(slot * FINEST, self._tick, context=self._context)
 
     def _tick(self) -> None:
         self._timer = None
@@ -86,6 +89,8 @@ class DeadlineWheel:
         current = int(now / FINEST + 0.05)
         for slot in [slot for slot in self._slots if slot <= current]:
             for watched in self._slots.pop(slot, ()):
+                if watched.watch_slot != slot:  # Forgotten or moved by one that was looked at before it.
+                    continue
                 watched.watch_slot = 0
                 delay = watched.check_deadlines(now)
                 if delay is not None:

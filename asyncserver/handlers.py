@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
@@ -61,11 +62,10 @@ Verify: TypeAlias = Callable[[Connection], bool | Awaitable[bool]]
 
 def as_handler(handler: Handler) -> Callable[[Stream], Coroutine[Any, Any, object]]:
     """The coroutine function behind a handler; ``OptionError`` if there is none."""
+    given: object = handler
     if isinstance(handler, type):
         if not issubclass(handler, StreamHandler):
-            raise OptionError(
-                "handler", str(handler), "a handler class has to extend asyncserver.StreamHandler"
-            )
+            raise OptionError("handler", given, "a handler class has to extend asyncserver.StreamHandler")
         _check_methods(handler)
         return _runner_of(handler)
     if not callable(handler):
@@ -105,7 +105,7 @@ def _runner_of(handler: type[StreamHandler]) -> Callable[[Stream], Coroutine[Any
 
 
 def _is_async(handler: Any) -> bool:
-    while hasattr(handler, "func"):  # functools.partial
+    while isinstance(handler, functools.partial):
         handler = handler.func
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
         getattr(handler, "__call__", None)  # noqa: B004 - the method itself is what is looked at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import socket
@@ -21,9 +22,11 @@ from asyncserver.deadlines import DeadlineWheel
 from asyncserver.errors import ServerStateError
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
+from asyncserver.poller import open_poller
 from asyncserver.states import CloseReason
 from asyncserver.statistics import ServerStatistics
 from asyncserver.stream import Stream
+from asyncserver.stream_settings import StreamSettings
 from asyncserver.tls import ReloadableContext
 
 __all__ = ["Hub"]
@@ -34,6 +37,10 @@ logger = logging.getLogger("asyncserver")
 # the seconds that each is given to read it.
 _MOST_FAREWELLS = 100
 _FAREWELL_SECONDS = 1.0
+
+# Connections that end within this time are never put into the wheel of deadlines, which is a
+# twentieth of what a short connection costs. Less where a deadline is so short that it would be late.
+_NEWCOMER_SECONDS = 1.0
 
 
 class Hub:
@@ -53,6 +60,7 @@ class Hub:
     ) -> None:
         self.server = server
         self.loop = loop
+        self.context = contextvars.copy_context()
         self.handler = handler
         self.limits = limits
         self.timeouts = timeouts
@@ -65,6 +73,14 @@ class Hub:
         self._on_error = on_error
         self._admission = Admission(loop, limits)
         self._started = loop.time()
+        self._stopped: float | None = None
+        self.settings = StreamSettings(
+            loop,
+            poller=open_poller(loop),
+            receive_limit=limits.receive_buffer,
+            send_limit=limits.send_buffer,
+            tls=self.tls_context,
+        )
         self._last_id = 0
         self._peak = 0
         self._rejected = 0
@@ -74,6 +90,8 @@ class Hub:
         self._bytes_received = 0
         self._bytes_sent = 0
         self._told_to_end: CloseReason | None = None
+        self._newcomer_timer: asyncio.TimerHandle | None = None
+        self._last_watched = 0
 
     # --- what the server does with it ---
 
@@ -91,14 +109,21 @@ class Hub:
             listener.close()
         self._admission.close()
 
+    async def release_sockets(self) -> None:
+        """Close the listening sockets, and unlink Unix paths; idempotent."""
+        for listener in self.listeners:
+            await asyncio.to_thread(listener.listening.release)
+
     def update(self, limits: Limits, timeouts: Timeouts) -> None:
         """Obey other limits and timeouts from now on."""
         self.limits = limits
         self.timeouts = timeouts
         self.handshakes.total_tokens = limits.max_handshakes or math.inf
         self._admission.update(limits)
+        self.settings.send_limit = limits.send_buffer
+        self.settings.receive_limit = limits.receive_buffer
         for connection in self.connections:
-            connection.take_limits(limits)
+            connection.look_again()
 
     def tell_all_to_end(self, reason: CloseReason) -> None:
         """Let all connections end as soon as they are idle, and those that are still to come."""
@@ -114,18 +139,22 @@ class Hub:
     async def close(self) -> None:
         """End what is left beside the connections."""
         self.stop_accepting()
+        self._stopped = self.loop.time()
         self.wheel.stop()
+        if self._newcomer_timer is not None:
+            self._newcomer_timer.cancel()
         farewells = list(self._farewells)
         for task in farewells:
             task.cancel()
         await asyncio.gather(*farewells, return_exceptions=True)
+        self.settings.poller.close()
 
     def statistics(self) -> ServerStatistics:
         """All counters now."""
         connections = list(self.connections)
         listeners = tuple(listener.statistics() for listener in self.listeners)
         return ServerStatistics(
-            uptime=self.loop.time() - self._started,
+            uptime=(self._stopped or self.loop.time()) - self._started,
             current=len(connections),
             peak=self._peak,
             accepted=sum(listener.accepted for listener in listeners),
@@ -164,9 +193,24 @@ class Hub:
         self.connections.add(connection)
         if len(self.connections) > self._peak:
             self._peak = len(self.connections)
+        if self._newcomer_timer is None:
+            self._newcomer_timer = self.loop.call_later(self._newcomer_delay(), self._watch_newcomers)
         connection.start()
         if self._told_to_end is not None:
             connection.tell_to_end(self._told_to_end)
+
+    def _newcomer_delay(self) -> float:
+        shortest = self.timeouts.shortest
+        return _NEWCOMER_SECONDS if shortest is None else min(_NEWCOMER_SECONDS, shortest / 8)
+
+    def _watch_newcomers(self) -> None:
+        """Give those that have come since the last time their deadlines; most are gone again already."""
+        self._newcomer_timer = None
+        watched, self._last_watched = self._last_watched, self._last_id
+        for connection in self.connections.newest():
+            if connection.id <= watched:
+                break
+            connection.begin_watch()
 
     def _reject(self, sock: socket.socket, sockaddr: Any, listener: Listener, limit: str) -> None:
         self._rejected += 1
@@ -176,7 +220,7 @@ class Hub:
         if message is None or listener.tls or len(self._farewells) >= _MOST_FAREWELLS:
             sock.close()
             return
-        task = self.loop.create_task(_say_farewell(Stream(sock, loop=self.loop, sockaddr=sockaddr), message))
+        task = self.loop.create_task(_say_farewell(Stream(sock, self.settings, sockaddr=sockaddr), message))
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
@@ -195,13 +239,13 @@ class Hub:
             connection.id,
             connection.peer,
             exc_info=exc,
-            extra={"connection_id": connection.id, "peer": str(connection.peer)},
+            extra=connection.log_names,
         )
         if self._on_error is not None:
             try:
                 self._on_error(connection, exc)
             except Exception:
-                logger.exception("the on_error hook failed")
+                logger.exception("the on_error hook failed", extra=connection.log_names)
 
     def connection_closed(self, connection: Connection) -> None:
         """The socket of a connection is closed."""

@@ -152,6 +152,12 @@ class Timeouts:
         if not is_number(jitter) or not 0 <= jitter <= 1:
             raise OptionError("lifetime_jitter", jitter, "has to be a fraction from 0 to 1")
 
+    @property
+    def shortest(self) -> float | None:
+        """The shortest deadline of a connection whose handler runs; None if there is none."""
+        deadlines = (self.first_byte, self.idle, self.send, self.handler, self.lifetime)
+        return min((seconds for seconds in deadlines if seconds is not None), default=None)
+
 
 def _check_message(message: bytes | None) -> None:
     if message is None:

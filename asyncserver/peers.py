@@ -15,7 +15,6 @@ __all__ = [
     "SocketAddress",
     "endpoint_from_sockaddr",
     "peer_credentials",
-    "peer_endpoint",
     "peer_key",
 ]
 
@@ -54,17 +53,13 @@ def endpoint_from_sockaddr(family: int, sockaddr: SocketAddress) -> Endpoint:
     """The endpoint that a socket of ``family`` reports as ``sockaddr``.
 
     An IPv4 address in IPv6 form, as dual-stack sockets report it, becomes an IPv4 endpoint. Not for
-    the local end of Unix sockets: ask ``ListeningSocket.local_endpoint``.
+    the local end of Unix sockets: that is ``ListeningSocket.address``.
     """
     if family == socket.AF_INET and isinstance(sockaddr, tuple):
         return IPEndpoint(sockaddr[0], sockaddr[1])
     if family == socket.AF_INET6 and isinstance(sockaddr, tuple):
         return _ipv6_endpoint(sockaddr)
     return UnixEndpoint(_unix_name(sockaddr))
-
-
-peer_endpoint = endpoint_from_sockaddr
-"""The same, under the name that reads well with what ``accept`` returns."""
 
 
 def _ipv6_endpoint(sockaddr: tuple[Any, ...]) -> IPEndpoint:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any
 
 from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
 
-from asyncserver.channel import RECEIVE_SIZE, YIELD_BUDGET, Channel
-from asyncserver.stepping import park
+from asyncserver.channel import RECEIVE_SIZE, Channel
+from asyncserver.stepping import suspending
 
 __all__ = ["LineIterator", "ReceivingChannel"]
 
@@ -21,7 +20,8 @@ class ReceivingChannel(Channel):
 
     __slots__ = ()
 
-    async def receive(self, max_bytes: int = RECEIVE_SIZE) -> bytes:
+    @suspending
+    def receive(self, max_bytes: int = RECEIVE_SIZE) -> Generator[Any, Any, bytes]:
         """Wait for bytes and return them: at least one, at most ``max_bytes``.
 
         Raises ``EndOfStream`` when the peer has sent all it will send (or the server is draining and
@@ -29,20 +29,22 @@ class ReceivingChannel(Channel):
         ``ConnectionTimeoutError`` when a deadline of the connection has passed. Cancellation loses no
         byte: what had come is returned by the next receive.
         """
-        if self._buffer:
-            return await self._receive_buffered(max_bytes)
         while True:
-            if self._attention or self._parked:
+            if self._attention or self._want or max_bytes < 1:
+                if self._buffer and max_bytes > 0:
+                    return (yield from self._receive_buffered(max_bytes).__await__())
                 ready = self._before_parking(max_bytes)
                 if ready is not None:
                     return ready
             self._want = max_bytes
-            self._parked = True
             try:
-                await park(self._parking)
+                data: bytes | None = yield self._parking
             except BaseException:
-                self._unpark()
+                self._give_up_receiving()
                 raise
+            if data:
+                return data
+            # Woken through its task, or for another reason than bytes.
             data = self._chunk
             if data:
                 self._chunk = b""
@@ -50,7 +52,7 @@ class ReceivingChannel(Channel):
 
     async def __anext__(self) -> bytes:
         try:
-            return await self.receive(self._receive_limit)
+            return await self.receive(self._settings.receive_limit)
         except EndOfStream:
             raise StopAsyncIteration from None
 
@@ -62,8 +64,12 @@ class ReceivingChannel(Channel):
         """
         if count < 0:
             raise ValueError(f"count={count}: cannot be negative")
+        if not count:
+            return b""
+        if self._buffer:
+            await self._use_budget()
         if len(self._buffer) - self._buffer_at >= count:
-            return await self._receive_buffered(count) if count else b""
+            return self._take(count)
         gathered = self._take_all()
         try:
             while len(gathered) < count:
@@ -87,9 +93,15 @@ class ReceivingChannel(Channel):
         """
         if not delimiter:
             raise ValueError("delimiter=b'': cannot be empty")
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes={max_bytes}: cannot be negative")
+        if self._buffer:
+            await self._use_budget()
         found = self._buffer.find(delimiter, self._buffer_at, self._buffer_at + max_bytes + len(delimiter))
         if found >= 0:
-            return await self._take_until(found, len(delimiter))
+            data = self._take(found - self._buffer_at)
+            self._take(len(delimiter))
+            return data
         gathered = self._take_all()
         try:
             found = await self._gather_until(gathered, delimiter, max_bytes)
@@ -115,7 +127,7 @@ class ReceivingChannel(Channel):
                 raise DelimiterNotFound(max_bytes)
             searched = max(0, len(gathered) - len(delimiter) + 1)
             self._partial = bool(gathered)
-            gathered += await self.receive(self._receive_limit)
+            gathered += await self.receive(self._settings.receive_limit)
 
     def lines(self, max_bytes: int = 65_536) -> LineIterator:
         """Iterate over lines, without their line end (``\\n`` or ``\\r\\n``).
@@ -125,14 +137,16 @@ class ReceivingChannel(Channel):
         more than ``max_bytes`` bytes raises ``DelimiterNotFound``. The iterator holds nothing of its
         own: leave it at any time, and receive what follows by other means.
         """
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes={max_bytes}: cannot be negative")
         return LineIterator(self._next_line, max_bytes)
 
     async def _next_line(self, max_bytes: int) -> bytes:
         buffer = self._buffer
         start = self._buffer_at
         end = buffer.find(b"\n", start)
-        if end < 0 or end - start > max_bytes or self._budget <= 0:
-            return await self._next_line_slowly(max_bytes)
+        if end < 0 or end - start > max_bytes or not self._budget:
+            return await self._next_line_slowly(max_bytes)  # also a line that "\r" makes too long
         self._budget -= 1
         if end + 1 == len(buffer):
             self._buffer = b""
@@ -145,26 +159,47 @@ class ReceivingChannel(Channel):
 
     async def _next_line_slowly(self, max_bytes: int) -> bytes:
         """The buffer is empty, holds no whole line, or it is the other connections' turn."""
-        if self._budget <= 0:
-            await self._yield_turn()
         try:
             if not self._buffer:
-                self._buffer = await self.receive(self._receive_limit)
-                return await self._next_line(max_bytes)
-            line = await self.receive_until(b"\n", max_bytes)
+                self._buffer = await self.receive(self._settings.receive_limit)
+                self._attention = True
+                if self._budget:
+                    return await self._next_line(max_bytes)
+            line = await self.receive_until(b"\n", max_bytes + 1)
+            end = b"\n"
         except IncompleteRead:
-            line = await self.receive_exactly(len(self._buffer))
+            line, end = self._take(len(self._buffer)), b""
         except EndOfStream:
             raise StopAsyncIteration from None
-        return line[:-1] if line.endswith(b"\r") else line
+        if end and line.endswith(b"\r"):
+            return line[:-1]
+        if len(line) > max_bytes:
+            self._overrun = True
+            self._put_back(bytearray(line + end))
+            raise DelimiterNotFound(max_bytes)
+        return line
 
     async def _receive_buffered(self, max_bytes: int) -> bytes:
-        self._budget -= 1
-        if self._parked or self._budget < 0:
-            self._raise_if_parked()
-            await self._yield_turn()
+        await self._use_budget()
+        # The buffer may have been emptied while the others had their turn.
+        return self._take(max_bytes) if self._buffer else await self.receive(max_bytes)
+
+    async def _use_budget(self) -> None:
+        """Before anything is taken without waiting. The buffer may be another one afterwards."""
+        self._raise_if_receiving()
+        if self._budget:
+            self._budget -= 1
+        else:
+            await self._take_turn()
+            self._raise_if_receiving()
+        if self._discarded is not None and self._buffer:
+            self._buffer = b""
+            self._buffer_at = 0
+
+    def _take(self, count: int) -> bytes:
+        """Up to so many bytes off the front of the buffer."""
         at = self._buffer_at
-        end = at + max_bytes
+        end = at + count
         if end >= len(self._buffer):
             data = self._buffer[at:] if at else self._buffer
             self._buffer = b""
@@ -174,16 +209,8 @@ class ReceivingChannel(Channel):
             self._buffer_at = end
         return data
 
-    async def _take_until(self, found: int, skip: int) -> bytes:
-        data = await self._receive_buffered(found - self._buffer_at) if found > self._buffer_at else b""
-        self._buffer_at += skip
-        if self._buffer_at >= len(self._buffer):
-            self._buffer = b""
-            self._buffer_at = 0
-        return data
-
     def _take_all(self) -> bytearray:
-        self._raise_if_parked()
+        self._raise_if_receiving()
         gathered = bytearray(memoryview(self._buffer)[self._buffer_at :])
         self._buffer = b""
         self._buffer_at = 0
@@ -195,13 +222,7 @@ class ReceivingChannel(Channel):
             gathered += memoryview(self._buffer)[self._buffer_at :]
         self._buffer = bytes(gathered)
         self._buffer_at = 0
-
-    async def _yield_turn(self) -> None:
-        """Let the other connections run; see ``YIELD_BUDGET``."""
-        self._budget = YIELD_BUDGET
-        if self._out_size:
-            self._flush()
-        await asyncio.sleep(0)
+        self._attention = True
 
 
 class LineIterator(AsyncIterator[bytes]):

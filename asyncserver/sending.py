@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Any
 
-from anyio import BrokenResourceError
+from anyio import BrokenResourceError, ClosedResourceError
 
-from asyncserver.channel import FLUSH_SIZE, RECEIVE_SIZE
+from asyncserver.channel import FLUSH_SIZE, ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET
 from asyncserver.receiving import ReceivingChannel
-from asyncserver.tls_handshake import send_close_notify
+from asyncserver.tls_handshake import closing_alert
 
 __all__ = ["SendingChannel"]
 
 # One sendfile() call moves at most this much; then other connections get their turn.
 _SENDFILE_SIZE = 1 << 20
+
+# What sendfile() says of files that it cannot send.
+_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+# Of the budget of a turn; as much time as that many small operations.
+_PRESSED_COST = 64
+
+# Items that may be left waiting for a slow peer before they are joined.
+_MANY_ITEMS = 8
 
 
 class SendingChannel(ReceivingChannel):
@@ -36,74 +48,140 @@ class SendingChannel(ReceivingChannel):
 
         An error on the way shows in the next call. Raises ``ClosedResourceError`` after ``send_eof()``.
         """
-        if self._closed or self._send_closed or self._send_error is not None:
-            self._check_sending()
-        if type(item) is not bytes:
-            item = bytes(item)
-        self._out.append(item)
-        self._out_size = size = self._out_size + len(item)
-        self._budget -= 1
-        if size >= FLUSH_SIZE or self._budget < 0:
+        if item.__class__ is not bytes:
+            item = bytes(memoryview(item))  # Not of a number, which would be as many zeros.
+        if not self._budget:
+            await self.send_many((item,))
+            return
+        out = self._out
+        if out is None:
+            self._out = [item]
+        else:
+            out.append(item)
+        self._out_size = size = self._out_size + len(item) + ITEM_COST
+        if size >= FLUSH_SIZE or size > self._settings.send_limit:
             await self._send_pressed()
-        elif not self._flush_due:
-            self._flush_soon()
 
     async def send_many(self, items: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send several buffers, in one system call where the kernel takes them; otherwise as ``send``."""
+        buffers: list[bytes | memoryview] = [
+            item if isinstance(item, bytes) else bytes(memoryview(item)) for item in items
+        ]
         self._check_sending()
-        buffers = [bytes(item) for item in items]
-        self._out += buffers
-        self._out_size += sum(map(len, buffers))
-        self._budget -= 1
-        if self._out_size >= FLUSH_SIZE or self._budget < 0:
+        while self._file_lock is not None and self._file_lock.locked():
+            async with self._file_lock:
+                self._check_sending()
+        if buffers:
+            self._out = [*(self._out or ()), *buffers]
+            self._out_size += sum(map(len, buffers)) + ITEM_COST * len(buffers)
+        if self._out_size >= FLUSH_SIZE or self._out_size > self._settings.send_limit:
             await self._send_pressed()
-        elif self._out_size and not self._flush_due:
-            self._flush_soon()
+        elif not self._budget:
+            await self._take_turn()
 
     async def _send_pressed(self) -> None:
-        """Much is collected, or much has been sent without a pause."""
+        """Much is collected: send it, and wait if the peer does not keep up."""
         self._flush()
-        if self._out_size > self._send_limit:
-            await self._wait_until_sent(self._send_limit)
-            if self._send_error is not None:
+        out = self._out
+        if out is not None and len(out) > _MANY_ITEMS:
+            # Many small ones: what they weigh above their length must not count towards the limit.
+            out[:] = [b"".join(out)]
+            self._out_size = len(out[0]) + ITEM_COST
+        if self._out_size > self._settings.send_limit + ITEM_COST * _MANY_ITEMS:
+            await self._wait_until_sent(self._settings.send_limit)
+            if self._send_error is not None or self._closed:
                 self._check_sending()
-        elif self._budget < 0:
-            await self._yield_turn()
+        elif self._budget > _PRESSED_COST:
+            self._budget -= _PRESSED_COST
+        else:
+            await self._take_turn()
 
     async def send_eof(self) -> None:
         """Send what is left and then the end of the stream; receiving goes on (half-close).
 
         Under TLS this is the closing alert of this direction (RFC 8446, section 6.1). Sending
-        afterwards raises ``ClosedResourceError``. Cancellation leaves it to the closing of the stream.
+        afterwards raises ``ClosedResourceError``; a second ``send_eof()`` does nothing. Cancellation
+        leaves it to the closing of the stream.
         """
-        self._check_sending()
+        if self._send_closed and not self._closed and self._send_error is None:
+            return
+        await self.send_many(())
         self._send_closed = True
+        self._budget = self._grant = 0
         await self._wait_until_sent(0)
         if self._send_error is not None or self._closed:
-            self._send_closed = False
             self._check_sending()
-        if self._tls is not None:
-            send_close_notify(self._tls)
-            return
         try:
-            self._sock.shutdown(socket.SHUT_WR)
+            if self._tls is None:
+                self._sock.shutdown(socket.SHUT_WR)
+            else:
+                await self._send_closing_alert(self._tls)
         except OSError as exc:
             raise BrokenResourceError(str(exc)) from exc
+
+    async def _send_closing_alert(self, tls: ssl.SSLSocket) -> None:
+        reading = self._reader_on
+        self._stop_reading()
+        alert = closing_alert(tls)
+        if reading:
+            self._start_reading()
+        while alert:
+            try:
+                alert = alert[socket.socket.send(tls, alert) :]
+            except BlockingIOError:
+                await self._wait_until_writable()
+                if self._closed:
+                    raise ClosedResourceError from None
 
     async def send_file(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
         """Send ``count`` bytes (None: all there are) of a file from ``offset`` on; returns how many.
 
         By ``sendfile(2)`` on plain connections and real files, otherwise by reading in a thread. The
-        file's own position does not matter; it moves where it has to be read. Cancellation and errors
-        leave a part of it sent.
+        file's own position does not matter; it moves where it has to be read. What others send in the
+        meantime follows the file. Cancellation and errors leave a part of it sent.
         """
         if offset < 0 or (count is not None and count < 0):
             raise ValueError(f"offset={offset}, count={count}: cannot be negative")
         self._check_sending()
-        await self._wait_until_sent(0)
-        if self._tls is None and hasattr(os, "sendfile") and _is_regular(file):
-            return await self._send_by_kernel(file.fileno(), offset, count)
-        return await self._send_by_reading(file, offset, count)
+        if self._file_lock is None:
+            self._file_lock = asyncio.Lock()
+        async with self._file_lock:
+            self._check_sending()
+            self._budget = self._grant = 0  # So that whoever sends has a look at the lock.
+            try:
+                await self._wait_until_sent(0)
+                return await self._send_file(file, offset, count)
+            finally:
+                if self._send_error is None and not self._send_closed and not self._closed:
+                    self._grant = YIELD_BUDGET
+
+    async def _send_file(self, file: IO[bytes], offset: int, count: int | None) -> int:
+        descriptor = _descriptor(file)
+        sent = 0
+        if descriptor is not None and self._tls is None and hasattr(os, "sendfile"):
+            try:
+                return await self._send_by_kernel(descriptor, offset, count)
+            except _CannotSendFileError:
+                pass  # Nothing has been sent; files of some file systems have to be read.
+
+        def read(position: int, size: int) -> bytes:
+            if descriptor is not None and hasattr(os, "pread"):
+                return os.pread(descriptor, size, position)
+            file.seek(position)
+            return file.read(size)
+
+        while count is None or sent < count:
+            size = RECEIVE_SIZE if count is None else min(RECEIVE_SIZE, count - sent)
+            data = await asyncio.to_thread(read, offset + sent, size)
+            if not data:
+                break
+            self._check_sending()
+            self._out = [bytes(memoryview(data))]
+            self._out_size = len(data) + ITEM_COST
+            sent += len(data)
+            await self._wait_until_sent(0)
+        self._check_sending()
+        return sent
 
     async def _send_by_kernel(self, source: int, offset: int, count: int | None) -> int:
         total = 0
@@ -115,9 +193,13 @@ class SendingChannel(ReceivingChannel):
             except BlockingIOError:
                 await self._wait_until_writable()
                 continue
-            except ConnectionError as exc:
+            except (ConnectionError, TimeoutError) as exc:
                 self._fail_sending(exc)
                 continue
+            except OSError as exc:
+                if total == 0 and exc.errno in _NO_SENDFILE:
+                    raise _CannotSendFileError from exc
+                raise
             if not sent:
                 break
             total += sent
@@ -126,29 +208,34 @@ class SendingChannel(ReceivingChannel):
         return total
 
     async def _wait_until_writable(self) -> None:
+        """Or until the stream is closed. For when there is nothing in the buffer."""
+        self._wait_for_kernel(None)
+        await self._wait_for_change()
+
+    async def _wait_until_readable(self) -> None:
+        """Or until the stream is closed. For the TLS handshake."""
+        if not self._reader_on:
+            self._start_reading()
+        await self._wait_for_change()
+
+    async def _wait_for_change(self) -> None:
         waiter = self._loop.create_future()
         self._send_waiters = [*(self._send_waiters or ()), waiter]
-        self._wait_for_kernel(None)
         await waiter
 
-    async def _send_by_reading(self, file: IO[bytes], offset: int, count: int | None) -> int:
-        def read(position: int, size: int) -> bytes:
-            file.seek(position)
-            return file.read(size)
 
-        total = 0
-        while count is None or total < count:
-            size = RECEIVE_SIZE if count is None else min(RECEIVE_SIZE, count - total)
-            data = await asyncio.to_thread(read, offset + total, size)
-            if not data:
-                break
-            await self.send(data)
-            total += len(data)
-        return total
+class _CannotSendFileError(Exception):
+    """The kernel cannot send this kind of file."""
 
 
-def _is_regular(file: IO[bytes]) -> bool:
-    try:
-        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    except (OSError, AttributeError, ValueError):  # io.UnsupportedOperation is the first and the last
-        return False
+def _descriptor(file: Any) -> int | None:
+    """The descriptor of a regular file whose content is what reading ``file`` gives.
+
+    Many file objects have a descriptor that is another one's: ``gzip`` files that of the compressed.
+    """
+    file = getattr(file, "file", file)  # tempfile wraps the file in a Python object.
+    raw = getattr(file, "raw", file)
+    if not isinstance(raw, io.FileIO) or not isinstance(file, io.RawIOBase | io.BufferedIOBase):
+        return None
+    descriptor = raw.fileno()
+    return descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None

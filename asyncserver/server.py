@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import logging
 import ssl
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncserver.addresses import Address, parse_address
+from asyncserver.checks import check_seconds
 from asyncserver.connection import Connection
 from asyncserver.connections import Connections
 from asyncserver.draining import drain_connections
@@ -96,8 +98,9 @@ class Server:
         self._limits = _checked("limits", limits, Limits)
         self._timeouts = _checked("timeouts", timeouts, Timeouts)
         self._options = _checked("options", options, SocketOptions)
-        if on_error is not None and not callable(on_error):
-            raise OptionError("on_error", on_error, "has to be a function")
+        hook: object = on_error
+        if on_error is not None and (not callable(hook) or inspect.iscoroutinefunction(on_error)):
+            raise OptionError("on_error", on_error, "has to be a plain function, not an async one")
         if lifespan is not None and not callable(lifespan):
             raise OptionError("lifespan", lifespan, "has to be a function that returns a context manager")
         self._lifespan = lifespan
@@ -110,6 +113,9 @@ class Server:
         self._ended: asyncio.Event | None = None
         self._ready: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # The task that is in the middle of start() or aclose(), and may be in the lifespan there.
+        self._owner: asyncio.Task[Any] | None = None
+        self._given_up = False
         self._no_connections = Connections()
         self.lifespan_state: Any = None
         """What the lifespan context manager gave."""
@@ -124,32 +130,40 @@ class Server:
         """Open everything and begin to accept; returns when the server is ready.
 
         Raises ``BindError``, ``LifespanError`` or ``TLSConfigurationError``, and
-        ``ServerStateError`` when it is started already. After an error, as after cancellation,
-        nothing stays open or bound.
+        ``ServerStateError`` when it is started already, or is closed while it starts. After an error,
+        as after cancellation, nothing stays open or bound.
         """
         if self._state is not _State.STOPPED:
             raise ServerStateError(f"the server is {self._state.value} already")
         self._state = _State.STARTING
         self._ended = asyncio.Event()
+        self._owner = asyncio.current_task()
+        self._given_up = False
         self._ready_event()
         exits = AsyncExitStack()
         try:
             await self._open(exits)
         except BaseException:
-            await exits.aclose()
-            self._to_stopped()
+            try:
+                await exits.aclose()
+            finally:
+                self._to_stopped()
             raise
+        self._owner = None
         self._exits = exits
         self._state = _State.SERVING
         self._ready_event().set()
+        logger.info("listening on %s", ", ".join(map(str, self._addresses)))
 
     async def _open(self, exits: AsyncExitStack) -> None:
         if self._tls_source is not None:
             self._tls = await asyncio.to_thread(ReloadableContext, self._tls_source)
         await self._enter_lifespan(exits)
+        self._check_not_given_up()
         opened = await self._open_sockets()
         for listening in opened:
-            exits.push_async_callback(asyncio.to_thread, listening.release)
+            exits.push_async_callback(_in_thread, listening.release)
+        self._check_not_given_up()
         self._addresses = tuple(listening.address for listening in opened)
         hub = Hub(
             self,
@@ -178,16 +192,25 @@ class Server:
 
     async def _open_sockets(self) -> list[ListeningSocket]:
         """In a thread, because it blocks; what it has opened is not lost to a cancellation."""
-        opening = asyncio.ensure_future(
-            asyncio.to_thread(open_listening_sockets, self._requested, self._options)
-        )
+        opened: list[ListeningSocket] = []
+
+        def open_all() -> None:
+            opened.extend(open_listening_sockets(self._requested, self._options))
+
+        def abandon_all() -> None:
+            for listening in opened:
+                listening.abandon()
+
         try:
-            return await asyncio.shield(opening)
+            await _in_thread(open_all)
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                for listening in await opening:
-                    await asyncio.to_thread(listening.release)
+            await _in_thread(abandon_all)
             raise
+        return opened
+
+    def _check_not_given_up(self) -> None:
+        if self._given_up:
+            raise ServerStateError("the server was closed while it was starting")
 
     async def serve(self) -> None:
         """Start, and serve until the server is closed or this is cancelled; then nothing is left open."""
@@ -216,37 +239,59 @@ class Server:
         3. After ``timeout`` seconds (None: never) the handlers that are left are cancelled.
         4. ``Timeouts.grace`` later what is still there is reset.
 
-        Returns how many ended how, with the server closed. A second call while it is under way
-        hurries the first one: its own timeout counts. Cancelling it closes everything at once.
+        Returns how many ended how, with the server closed; nothing happens when it is closed already.
+        A second call while it is under way hurries the first one: its own timeout counts. Cancelling
+        it closes everything at once.
+
+        Raises ``ServerStateError`` before the server is ready, and when a handler calls it, for whose
+        end it would wait: let another task do that, ``asyncio.create_task(server.drain())``.
         """
-        hub = self._require_hub()
-        if self._state is _State.SERVING:
-            self._state = _State.DRAINING
-            self._ready_event().clear()
-        if delay > 0:
-            await asyncio.sleep(delay)
+        _check_drain_options(timeout, delay)
+        hub, ended = self._require_hub(), self._ended
+        if self._state is _State.STARTING or ended is None:
+            raise ServerStateError("the server has not been started yet")
+        if self._state is _State.STOPPED:
+            return DrainReport(idle=0, finished=0, cancelled=0, aborted=0, duration=0.0)
+        self._refuse_own_handlers("drain()")
+        self._state = _State.DRAINING
+        self._ready_event().clear()
         try:
-            return await drain_connections(hub, timeout, self._release_sockets)
+            await _wait_at_most(ended, delay)
+            return await drain_connections(hub, timeout, hub.release_sockets)
         finally:
-            await self.aclose()
+            if not ended.is_set():
+                await self.aclose()
 
     async def aclose(self, *, grace: float | None = None) -> None:
         """Stop now: handlers are cancelled, ``grace`` seconds later their connections are reset.
 
         (``Timeouts.grace`` if it is None.) Returns with everything closed, unlinked and the lifespan
         ended; a handler that does not heed its cancellation is left behind. Idempotent: a second
-        call waits for the first, or hurries it.
+        call waits for the first, and hurries it if its ``grace`` is shorter. A start that is under
+        way fails with ``ServerStateError``; within the lifespan this returns before that.
+
+        Raises ``ServerStateError`` when a handler calls it, for whose end it would wait: let another
+        task do that, ``asyncio.create_task(server.aclose())``.
         """
-        if self._ended is None or self._state is _State.STARTING:
+        timeouts = self._timeouts if grace is None else dataclasses.replace(self._timeouts, grace=grace)
+        ended = self._ended
+        if self._state is _State.STOPPED or ended is None:
             return
+        self._given_up = True
+        if asyncio.current_task() is self._owner:
+            return
+        if self._state is _State.STARTING:
+            await ended.wait()
+            return
+        self._refuse_own_handlers("aclose()")
         hub = self._require_hub()
-        if grace is not None:
-            hub.update(self._limits, dataclasses.replace(self._timeouts, grace=grace))
+        hub.timeouts = timeouts
         exits, self._exits = self._exits, None
         if exits is None:
             hub.cancel_all()
-            await self._ended.wait()
+            await ended.wait()
             return
+        self._owner = asyncio.current_task()
         self._state = _State.DRAINING
         self._ready_event().clear()
         try:
@@ -259,13 +304,18 @@ class Server:
             finally:
                 self._to_stopped()
 
-    async def _release_sockets(self) -> None:
-        """Close the listening sockets before the connections have ended; ``release`` is idempotent."""
-        for listener in self._require_hub().listeners:
-            await asyncio.to_thread(listener.listening.release)
+    def _refuse_own_handlers(self, what: str) -> None:
+        hub = self._require_hub()
+        task = asyncio.current_task()
+        if any(connection.runs_in(task) for connection in hub.connections):
+            raise ServerStateError(
+                f"{what} waits for this handler to end: call it in another task, "
+                f"asyncio.create_task(server.{what})"
+            )
 
     def _to_stopped(self) -> None:
         self._state = _State.STOPPED
+        self._owner = None
         self._addresses = ()
         self._tls = None
         self.lifespan_state = None
@@ -338,7 +388,7 @@ class Server:
         for option, value in changes.items():
             raise OptionError(option, value, "is not a field of Limits or Timeouts")
         self._limits, self._timeouts = new_limits, new_timeouts
-        if self._hub is not None:
+        if self._hub is not None and self._state in (_State.SERVING, _State.DRAINING):
             self._hub.update(new_limits, new_timeouts)
 
     async def reload_tls(self) -> bool:
@@ -369,6 +419,33 @@ async def _watch_certificates(tls: ReloadableContext) -> None:
         await asyncio.sleep(interval)
         if await asyncio.to_thread(tls.files_changed):
             await asyncio.to_thread(tls.reload)
+
+
+def _check_drain_options(timeout: float | None, delay: float) -> None:
+    check_seconds("timeout", timeout, zero=True)
+    check_seconds("delay", delay, zero=True)
+    if delay is None:
+        raise OptionError("delay", None, "has to be a number of seconds; zero does not wait")
+
+
+async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    if seconds > 0:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+
+
+async def _in_thread(function: Callable[[], None]) -> None:
+    """Call it in a thread, to its end: a cancellation is raised after that."""
+    calling = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        await asyncio.shield(calling)
+    except asyncio.CancelledError:
+        while not calling.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(calling)
+        calling.exception()  # Looked at; the cancellation is what counts.
+        raise
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

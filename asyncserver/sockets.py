@@ -14,16 +14,13 @@ from dataclasses import dataclass, field
 
 from asyncserver.addresses import (
     Address,
-    Endpoint,
     FDAddress,
     TCPAddress,
     UnixAddress,
-    UnixEndpoint,
 )
 from asyncserver.adopted_sockets import adopt_descriptor, adopt_duplicate
 from asyncserver.errors import BindError
 from asyncserver.options import SocketOptions
-from asyncserver.peers import endpoint_from_sockaddr
 from asyncserver.socket_options import (
     INHERITS_OPTIONS,
     accepted_configurator,
@@ -62,12 +59,6 @@ class ListeningSocket:
     def tls(self) -> bool:
         """Whether its connections begin with a TLS handshake."""
         return self.requested.tls
-
-    def local_endpoint(self, accepted: _socket.socket) -> Endpoint:
-        """This side's end of a connection accepted here; raises ``OSError`` if it is broken already."""
-        if isinstance(self.address, UnixAddress):
-            return UnixEndpoint(self.address.path)
-        return endpoint_from_sockaddr(accepted.family, accepted.getsockname())
 
     def release(self) -> None:
         """Unlink the path of a Unix socket if it is still ours, and close the socket.

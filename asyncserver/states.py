@@ -26,6 +26,9 @@ class ConnectionState(StrEnum):
     CLOSED = "closed"
     """The socket is closed."""
 
+    # Equal to its text, so hashed like it. (Enum's own is a Python function, called for every count.)
+    __hash__ = str.__hash__
+
 
 class CloseReason(StrEnum):
     """Why a connection ended; every connection ends with exactly one."""
@@ -68,3 +71,5 @@ class CloseReason(StrEnum):
     """The connection was aborted: by ``abort()``, or because the handler outlasted its cancellation."""
     CLOSED_BY_SERVER = "closed_by_server"
     """The program closed this one with ``Connection.close()``."""
+
+    __hash__ = str.__hash__

@@ -23,7 +23,8 @@ class ListenerStatistics:
     exhausted: int
     """Times that the process or the machine ran out of descriptors or memory, and accepting backed off."""
     paused: frozenset[str]
-    """Why nothing is being accepted right now: "full", "rate", "exhausted", "requested"; empty: it is."""
+    """Why nothing is being accepted right now: "full", "rate", "exhausted", "requested", "closed"; empty:
+    it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class ServerStatistics:
     """A whole server, since its start."""
 
     uptime: float
-    """Seconds since it was ready."""
+    """Seconds since it was ready, until now or until it was closed."""
     current: int
     """Connections open now, those that are closing included."""
     peak: int
@@ -61,7 +62,7 @@ class DrainReport:
     """How a drain went. The four counts add up to the connections that there were, or came meanwhile."""
 
     idle: int
-    """Ended at once or as soon as they were idle."""
+    """Were idle when the drain began, and ended in peace."""
     finished: int
     """Ended by themselves within the time."""
     cancelled: int
@@ -69,7 +70,7 @@ class DrainReport:
     aborted: int
     """Were reset, because their handlers did not heed even that."""
     duration: float
-    """Seconds from the call to the end of the last connection."""
+    """Seconds from the end of the drain's ``delay`` to the end of the last connection."""
 
     @property
     def clean(self) -> bool:

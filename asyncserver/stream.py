@@ -8,15 +8,15 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from anyio import ClosedResourceError
+from anyio import BusyResourceError, ClosedResourceError
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSAttribute
 
-from asyncserver.channel import FLUSH_SIZE, RECEIVE_SIZE
 from asyncserver.closing import ClosingChannel
 from asyncserver.endpoints import Endpoint
 from asyncserver.errors import TLSUpgradeError
 from asyncserver.peers import PeerCredentials, endpoint_from_sockaddr, peer_credentials
+from asyncserver.stream_settings import StreamSettings
 from asyncserver.tls_handshake import handshake
 from asyncserver.tls_peer import PeerCertificate
 
@@ -38,35 +38,34 @@ class Stream(ClosingChannel, SocketStream):
     closing handshake; the operating system's error is the ``__cause__``).
     """
 
-    __slots__ = ("_default_tls", "_local", "_peer", "_sockaddr")
+    __slots__ = ("_local", "_peer", "_sockaddr")
 
     def __init__(
         self,
         sock: socket.socket,
+        settings: StreamSettings | None = None,
         *,
-        loop: asyncio.AbstractEventLoop | None = None,
         sockaddr: Any = None,
         local: Endpoint | None = None,
-        default_tls: Callable[[], ssl.SSLContext] | None = None,
-        send_limit: int = FLUSH_SIZE,
-        receive_limit: int = RECEIVE_SIZE,
     ) -> None:
         """Take over ``sock``, which has to be connected and non-blocking.
 
-        ``sockaddr`` is the peer's address as ``accept()`` gave it, ``local`` this side's (both are asked for
-        when they are needed otherwise); ``default_tls`` gives the context that ``start_tls()`` uses
-        if it is given none. The two limits, in bytes, are ``Limits.send_buffer`` and
-        ``Limits.receive_buffer``.
+        ``settings`` is what a server's streams have in common; without them the stream belongs to the
+        running loop. ``sockaddr`` is the peer's address as ``accept()`` gave it, ``local`` this side's;
+        both are asked for when they are needed otherwise.
         """
-        super().__init__(sock, loop or asyncio.get_running_loop(), send_limit, receive_limit)
+        super().__init__(sock, settings or StreamSettings())
         self._sockaddr = sockaddr
-        self._default_tls = default_tls
         self._peer: Endpoint | None = None
         self._local = local
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "broken" if self._broken else "open"
-        return f"<{type(self).__name__} peer={self.peer} {state}>"
+        try:
+            peer = str(self.peer)
+        except (OSError, ClosedResourceError):
+            peer = "unknown"
+        return f"<{type(self).__name__} peer={peer} {state}>"
 
     # --- TLS ---
 
@@ -87,31 +86,38 @@ class Stream(ClosingChannel, SocketStream):
         for protected (CVE-2011-0411); and when the handshake fails or takes longer than ``timeout``
         seconds. The connection is of no use then and is closed. Cancellation closes it, too.
         """
-        self._check_sending()
-        self._raise_if_parked()
+        await self.send_many(())
+        self._raise_if_receiving()
         if self._tls is not None:
             raise TLSUpgradeError("the connection is a TLS one already")
         if context is None:
-            if self._default_tls is None:
+            if self._settings.tls is None:
                 raise TLSUpgradeError("start_tls() needs a context: the server has no TLS configuration")
-            context = self._default_tls()
-        if self._buffer:
-            self._reset_socket()
-            raise TLSUpgradeError("plain text was sent beyond the command that starts TLS")
-        await self._wait_until_sent(0)
-        self._check_sending()
+            context = self._settings.tls()
         try:
             async with asyncio.timeout(timeout):
+                await self._wait_until_sent(0)
+                self._check_sending()
+                if self._buffer:
+                    raise TLSUpgradeError("plain text was sent beyond the command that starts TLS")
                 await self.handshake(context, server_side, server_hostname)
         except TimeoutError as exc:
+            self._reset_socket()
             raise TLSUpgradeError(f"the TLS handshake took longer than {timeout} s") from exc
+        except BusyResourceError:
+            raise
+        except BaseException:
+            self._reset_socket()
+            raise
 
     async def handshake(
         self, context: ssl.SSLContext, server_side: bool = True, server_hostname: str | None = None
     ) -> None:
         """Do the TLS handshake, now, whatever has been received; see ``start_tls()``. Has no deadline."""
+        self._raise_if_receiving()
         self._stop_reading()
         self._readable = False
+        self._shaking_hands = self._blocked = True  # What is sent in the meantime has to wait.
         try:
             self._sock = self._tls = context.wrap_socket(
                 self._sock,
@@ -120,13 +126,18 @@ class Stream(ClosingChannel, SocketStream):
                 do_handshake_on_connect=False,
                 suppress_ragged_eofs=False,
             )
-            await handshake(self._tls, self._loop)
+            await handshake(self._tls, self._wait_until_readable, self._wait_until_writable)
         except (OSError, ValueError) as exc:
+            if self._closed:
+                raise ClosedResourceError from exc
             self._reset_socket()
             raise TLSUpgradeError(f"the TLS handshake failed: {exc}") from exc
         except BaseException:
             self._reset_socket()
             raise
+        finally:
+            self._shaking_hands = self._blocked = False
+        self._flush()
 
     # --- who is there ---
 

@@ -23,20 +23,20 @@ LAYERS = (
     (
         "transport",
         """
-        sockets *_sockets socket_options systemd peers readiness stepping buffers
-        stream channel receiving sendfile closing tls tls_*
+        sockets *_sockets socket_options systemd peers readiness poller stepping
+        stream stream_settings channel receiving sending closing tls tls_*
         """,
     ),
-    ("roles", "listener connection connections deadlines admission blame"),
-    ("server", "server hub handlers loops runner signals drain draining lifespan"),
-    ("tools", "cli __main__"),
+    ("roles", "listener connection connections deadlines admission blame hub"),
+    ("server", "server handlers loops runner signals draining"),
+    ("tools", "cli cli_* loading __main__"),
 )
 TOOLS = len(LAYERS) - 1
 
 NO_INPUT_OR_OUTPUT = {"asyncio", "select", "selectors", "socket", "ssl", "subprocess"}
 """What the values, layer 0, may not import."""
 
-THIRD_PARTY = {"anyio": "*", "uvloop": "loops", "click": "cli"}
+THIRD_PARTY = {"anyio": "*", "uvloop": "loops", "click": "cli*"}
 """Which modules of asyncserver may import what is not in the standard library."""
 
 REPOSITORY = Path(__file__).parent.parent

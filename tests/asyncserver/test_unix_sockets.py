@@ -208,6 +208,23 @@ def test_mode_is_what_other_users_meet(directory: Path, opened: Open) -> None:
     assert text.split() == ["EACCES", "connected", "connected", "connected"]
 
 
+def test_everything_is_in_force_before_the_path_exists(
+    directory: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, linked = os.link, []
+
+    def link(source: str, target: str) -> None:
+        found = os.lstat(source)
+        linked.append((target, stat.S_IMODE(found.st_mode), found.st_gid))
+        assert stat.S_IMODE(os.stat(os.path.dirname(source)).st_mode) == 0o700
+        connect(source)
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    opened(directory / "s", mode=0o604, group=os.getegid())
+    assert linked == [(f"{directory}/s", 0o604, os.getegid())]
+
+
 def test_whoever_sees_the_path_can_connect_and_sees_mode_and_owner(directory: Path) -> None:
     path = directory / "s"
     group = 4711 if ROOT else os.getegid()
