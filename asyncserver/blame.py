@@ -40,7 +40,8 @@ def blame(exc: BaseException, channel: Channel) -> CloseReason | None:
 def follows_from_the_end(exc: BaseException) -> bool:
     """Whether ``exc`` is what a handler gets from a connection that the server has ended meanwhile."""
     if isinstance(exc, BaseExceptionGroup):
-        return all(map(follows_from_the_end, exc.exceptions))
+        group = cast("BaseExceptionGroup[BaseException]", exc)
+        return all(map(follows_from_the_end, group.exceptions))
     return isinstance(exc, _OF_STREAMS)
 
 

@@ -26,7 +26,7 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, E
 from asyncserver.stepping import RAISED, RETURNED, YIELDED, Steppable
 from asyncserver.stream_settings import StreamSettings
 
-__all__ = ["DISCARD_LIMIT", "FLUSH_SIZE", "ITEM_COST", "RECEIVE_SIZE", "YIELD_BUDGET", "Channel"]
+__all__ = ["DISCARD_LIMIT", "ITEM_COST", "RECEIVE_SIZE", "YIELD_BUDGET", "Channel"]
 
 # The most that one recv() asks for. malloc serves 128 KiB and more by mmap, which costs three more
 # system calls and the page faults for every message, so this has to stay well below.
@@ -36,10 +36,6 @@ RECEIVE_SIZE = 65_536
 # bytes, which costs a tenth of what malloc needs for a large block that is cut down afterwards.
 _SMALL_READ = 479
 _LITTLE = 256
-
-# Collected bytes go out without waiting for the turn to end from here on: more would not save a
-# noticeable part of the system call, and the peer could start working.
-FLUSH_SIZE = 65_536
 
 # Every item costs time however short it is, so that it is counted as that many bytes more: what is
 # collected goes out after 500 items at the latest.
@@ -138,7 +134,8 @@ class Channel(Steppable):
         self._discarded: int | None = None
         self._broken: OSError | None = None
         self._receive_error: Exception | None = None
-        # Sending. `_out_size` counts ITEM_COST more than its length for each item of `_out`.
+        # Sending. `_out_size` counts ITEM_COST more than its length for each item of `_out`, but not
+        # the first item while there is no more: most messages are answered by one.
         self._out: list[bytes | memoryview] | None = None
         self._out_size = 0
         self._flush_scheduled = False
@@ -238,19 +235,22 @@ class Channel(Steppable):
         _enter_task(loop, task)  # type: ignore[arg-type]
         try:
             yielded = self._context.run(step, data)  # type: ignore[union-attr]
-            if yielded is not self._place:
-                self._outcome = (YIELDED, yielded)
         except StopIteration as stop:
             self._outcome = (RETURNED, stop.value)
         except BaseException as exc:  # The task raises it again. Kept in no local: that would be a cycle.
             self._outcome = (RAISED, exc)
-        finally:
-            _leave_task(loop, task)  # type: ignore[arg-type]
-        if self._outcome is not None:
-            self._hand_over()
+        else:
+            if yielded is self._place:
+                _leave_task(loop, task)  # type: ignore[arg-type]
+                self._budget = 0
+                if self._out is not None:
+                    self._flush()
+                return
+            self._outcome = (YIELDED, yielded)
+        _leave_task(loop, task)  # type: ignore[arg-type]
+        self._hand_over()
         self._budget = 0
-        if self._out is not None:
-            self._flush()
+        self._flush()
 
     def _on_readable_unstepped(self) -> None:
         """Nobody waits, or a task that is not stepped past."""
@@ -296,6 +296,9 @@ class Channel(Steppable):
             return None
         if isinstance(exc, _WOULD_BLOCK):
             return None
+        if isinstance(exc, ssl.SSLZeroReturnError):
+            self._end_of_input()  # The peer's end, which is an error to Python when ours was said before.
+            return b""
         # Under TLS also an end without close_notify: what came may have been cut short by an attacker.
         self._break(exc if isinstance(exc, OSError) else OSError(errno.EBADF, str(exc)))
         self._end_of_input()
@@ -472,11 +475,13 @@ class Channel(Steppable):
     def _note_sent(self, out: list[bytes | memoryview], sent: int) -> None:
         self.bytes_sent += sent
         _drop_front(out, sent)
-        if out:
-            self._out_size = sum(map(len, out)) + ITEM_COST * len(out)
-        else:
+        if not out:
             self._out = None
-            self._out_size = 0
+        self._weigh()
+
+    def _weigh(self) -> None:
+        out = self._out or ()
+        self._out_size = sum(map(len, out)) + ITEM_COST * len(out)
 
     def _send_several(self, out: list[bytes | memoryview]) -> int:
         if len(out) > 1:
@@ -487,6 +492,7 @@ class Channel(Steppable):
 
     def _wait_for_kernel(self, exc: Exception | None) -> None:
         self._blocked = True
+        self._weigh()
         if not isinstance(exc, ssl.SSLWantReadError):
             self._start_writing()
         elif not self._reader_on:
@@ -587,11 +593,19 @@ class Channel(Steppable):
 class _TLSFace:
     """What a poller calls of a channel under TLS, so that the plain one need not ask itself."""
 
-    __slots__ = ("on_readable", "on_writable")
+    __slots__ = ("_on_readable", "_on_writable")
 
     def __init__(self, on_readable: Callable[[], None], on_writable: Callable[[], None]) -> None:
-        self.on_readable = on_readable
-        self.on_writable = on_writable
+        self._on_readable = on_readable
+        self._on_writable = on_writable
+
+    def on_readable(self) -> None:
+        """Called by the poller."""
+        self._on_readable()
+
+    def on_writable(self) -> None:
+        """Called by the poller."""
+        self._on_writable()
 
 
 def _drop_front(out: list[bytes | memoryview], count: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextvars
 import socket
 from contextlib import suppress
 
@@ -17,6 +17,8 @@ __all__ = ["LINGER", "ClosingChannel"]
 # Seconds. Long enough for a reply to cross the world and be acknowledged after one retransmission;
 # short enough that peers which never close cannot pile up.
 LINGER = 5.0
+
+_NO_CONTEXT = contextvars.Context()
 
 
 class ClosingChannel(SendingChannel):
@@ -59,21 +61,27 @@ class ClosingChannel(SendingChannel):
             self._receive_error = ClosedResourceError()
             self._wake_receiver()
         self._flush()
-        if (self._at_eof or seconds <= 0) and self._out is None:
-            # The common case: the peer has closed and has everything.
-            if self._tls is None or send_close_notify(self._tls):
-                return
+        all_is_said = (self._at_eof or seconds <= 0) and self._out is None
+        if all_is_said and (self._tls is None or send_close_notify(self._tls)):
+            return  # The common case: the peer has closed and has everything.
         if seconds <= 0:
             return
-        with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(seconds):
-                await self._wait_until_sent(0)
-                if self._broken is None and self._send_error is None and not self._closed:
+        # Not asyncio.timeout(): asyncio keeps a timer that was cancelled until its time has come, and
+        # with it the context, in which the connection is.
+        timer = self._loop.call_later(seconds, self.close_now, context=_NO_CONTEXT)
+        try:
+            await self._wait_until_sent(0)
+            if self._broken is None and self._send_error is None and not self._closed:
+                with suppress(OSError):
                     await self._half_close()
+        finally:
+            timer.cancel()
 
     async def _half_close(self) -> None:
-        while self._tls is not None and not send_close_notify(self._tls):
+        while self._tls is not None and not self._closed and not send_close_notify(self._tls):
             await self._wait_until_writable()
+        if self.closed:
+            return
         # Not the method of the TLS socket, which would go on in plain text.
         socket.socket.shutdown(self._sock, socket.SHUT_WR)
         if not self._reader_on and not self._at_eof:

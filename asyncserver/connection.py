@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -23,6 +23,7 @@ from asyncserver.errors import ConnectionTimeoutError
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.states import CloseReason, ConnectionState
+from asyncserver.stepping import suspending
 from asyncserver.stream import Stream
 from asyncserver.stream_settings import StreamSettings
 
@@ -87,6 +88,10 @@ class _Step:
     """What has been done to end a connection; each is given ``Timeouts.grace`` before the next."""
 
     NONE, TOLD, CANCELLED = range(3)
+
+
+class _NotWelcome(Exception):  # noqa: N818 - no error: what the program wants
+    """``verify`` has said no."""
 
 
 class Connection:
@@ -247,47 +252,63 @@ class Connection:
     def start(self) -> None:
         """Start its task."""
         host = self._host
-        _start_task(self._live(), host, f"asyncserver-connection-{self.id}")
+        _start_task(self._live(), host, f"connection-{self.id}")
 
-    async def _live(self) -> None:
+    @suspending
+    def _live(self) -> Generator[Any, Any, None]:
         _current.set(self)
         host = self._host
         stream = self.stream
         self._task = task = cast("asyncio.Task[None]", asyncio.current_task(host.loop))
+        waits_for: Any = None
         try:
             if self._reason is not None:
                 raise asyncio.CancelledError  # It was ended before this task had begun.
-            if (self._listener.tls or host.verify is not None) and not await self._prepare():
-                self._settle(CloseReason.REFUSED)
-            else:
-                self._phase = _Phase.HANDLER
-                await stream.drive(host.handler(stream), task)
-                self._settle(_reason_of_return(stream))
+            if self._listener.tls or host.verify is not None:
+                yield from self._prepare().__await__()
+            self._phase = _Phase.HANDLER
+            handler = host.handler(stream)
+            # As `await stream.drive(handler, task)`, with a frame less for as long as the connection lives.
+            waits_for = stream.begin(handler, task)
+            while True:
+                try:
+                    yield waits_for
+                except BaseException as exc:
+                    waits_for = stream.throw_in(handler, exc)
+                else:
+                    waits_for = stream.go_on(handler)
+        except StopIteration:
+            self._settle(_reason_of_return(stream))
         except asyncio.CancelledError:
             self._settle(CloseReason.HANDLER_CANCELLED)
+        except _NotWelcome:
+            self._settle(CloseReason.REFUSED)
         except Exception as exc:
             self._judge(exc)
         except BaseException:
             self._settle(CloseReason.ABORTED)
             self._end()
             raise
+        finally:
+            waits_for = None  # If that was a task which has failed, its traceback leads here.
         if self._reason in _WITHOUT_GOODBYE or stream.all_is_said:
             self._end()
         else:
             self._phase = max(self._phase, _Phase.CLOSING)
-            await self._say_goodbye()
+            yield from self._say_goodbye().__await__()
 
-    async def _prepare(self) -> bool:
-        """``verify`` and the TLS handshake, in the time of the handshake; False: not welcome."""
+    async def _prepare(self) -> None:
+        """``verify`` and the TLS handshake, in the time of the handshake."""
         host = self._host
         seconds = host.timeouts.handshake
         clock = asyncio.timeout(None if seconds is None else seconds - self.age)
         try:
             async with clock:
                 if host.verify is not None and not await host.verify(self):
-                    return False
+                    raise _NotWelcome
                 if self._listener.tls:
                     self._phase = _Phase.HANDSHAKE
+                    await self.stream.wait_for_bytes()  # Who is silent takes nobody's place.
                     async with host.handshakes:
                         await self.stream.handshake(host.tls_context())
         except TimeoutError as exc:
@@ -295,7 +316,6 @@ class Connection:
                 raise
             raise ConnectionTimeoutError("handshake", seconds or 0.0) from exc
         self._handler_started = self._quiet_since = host.loop.time()
-        return True
 
     def _judge(self, exc: Exception) -> None:
         """The handler, or what comes before it, has raised: whose fault is it?"""
@@ -416,6 +436,9 @@ class Connection:
             self._step = _Step.CANCELLED
             self._next_step_at = self._host.loop.time() + self._host.timeouts.grace
             return self._host.timeouts.grace
+        if self._phase == _Phase.CLOSING:  # The handler has ended, it is the peer who does not.
+            self._cancel_handler()
+            return None
         logger.warning(
             "connection %d from %s: aborted, its handler goes on although it was cancelled (%s)",
             self.id,

@@ -53,7 +53,7 @@ _LONGEST_DELAY = 1.0
 
 
 class _AcceptingSocket(socket.socket):
-    """Shares the descriptor of the listening socket, only to accept faster from it.
+    """Takes the place of the listening socket, only to accept faster from it.
 
     ``accept()`` looks its own family and type up for each new socket, and in ``socket.socket`` that
     means to find the members of two enumerations, 1.5 us a connection. Here they are plain numbers.
@@ -67,8 +67,9 @@ class _AcceptingSocket(socket.socket):
     def __init__(self, listening: socket.socket) -> None:
         super().__init__(listening.family, listening.type, listening.proto, listening.fileno())
         self.setblocking(False)  # The descriptor is that already, this object has to know.
-        self.family = int(listening.family)
-        self.type = int(listening.type)
+        self.family = int(listening.family)  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.type = int(listening.type)  # pyright: ignore[reportIncompatibleMethodOverride]
+        listening.detach()  # With two owners, a forgotten server would close somebody else's descriptor.
 
 
 class Listener:
@@ -127,7 +128,7 @@ class Listener:
     def start(self) -> None:
         """Begin to accept."""
         if type(self._sock) is socket.socket:
-            self._sock = _AcceptingSocket(self._sock)
+            self._sock = self.listening.socket = _AcceptingSocket(self._sock)
         self.resume("closed")
 
     def pause(self, reason: str = "requested") -> None:
@@ -142,7 +143,7 @@ class Listener:
             self._paused.discard(reason)
             if not self._paused:
                 # Not in the context of the connection that has just made room.
-                self._context.run(self._loop.add_reader, self._sock.fileno(), self._on_acceptable)
+                self._context.run(self._loop.add_reader, self._fd, self._on_acceptable)
 
     def close(self) -> None:
         """Accept no more. The socket itself is released by its owner: ``listening.release()``."""
@@ -150,8 +151,6 @@ class Listener:
             self._retry.cancel()
             self._retry = None
         self.pause("closed")
-        if isinstance(self._sock, _AcceptingSocket):
-            self._sock.detach()
 
     def statistics(self) -> ListenerStatistics:
         """Its counters now."""

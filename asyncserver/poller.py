@@ -17,8 +17,12 @@ from typing import Any, Protocol
 
 __all__ = ["LoopPoller", "Pollable", "Poller", "SharedPoller", "open_poller"]
 
-# The most connections told in one turn of the loop; timers and new connections come in between.
-_BATCH = 128
+# The most connections told at a time, how often that happens in one turn of the loop, and how many make it
+# worth to look again at once. Timers and new connections come in between the turns: after about a
+# millisecond, with short handlers.
+_BATCH = 64
+_BATCHES = 4
+_MANY = 4
 
 
 class Pollable(Protocol):
@@ -83,29 +87,36 @@ class SharedPoller:
         self._loop = loop
         self._epoll: select.epoll | None = select.epoll()
         self._poll = self._epoll.poll
-        self._readers: dict[int, Pollable] = {}
+        # By descriptor; a list, because there are many, and they are small numbers (POSIX, open(2)).
+        self._readers: list[Pollable | None] = []
         self._writers: dict[int, Pollable] = {}
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def add_reader(self, fd: int, pollable: Pollable) -> None:
         """See ``Poller``."""
-        self._readers[fd] = pollable
+        readers = self._readers
+        if fd >= len(readers):
+            readers.extend([None] * (fd + 1 - len(readers)))
+        readers[fd] = pollable
         self._begin(fd, select.EPOLLIN, also=fd in self._writers)
 
     def remove_reader(self, fd: int) -> None:
         """See ``Poller``."""
-        del self._readers[fd]
+        self._readers[fd] = None
         self._end(fd, select.EPOLLOUT if fd in self._writers else 0)
 
     def add_writer(self, fd: int, pollable: Pollable) -> None:
         """See ``Poller``."""
         self._writers[fd] = pollable
-        self._begin(fd, select.EPOLLOUT, also=fd in self._readers)
+        self._begin(fd, select.EPOLLOUT, also=self._reader(fd) is not None)
 
     def remove_writer(self, fd: int) -> None:
         """See ``Poller``."""
         del self._writers[fd]
-        self._end(fd, select.EPOLLIN if fd in self._readers else 0)
+        self._end(fd, select.EPOLLIN if self._reader(fd) is not None else 0)
+
+    def _reader(self, fd: int) -> Pollable | None:
+        return self._readers[fd] if fd < len(self._readers) else None
 
     def close(self) -> None:
         """See ``Poller``."""
@@ -133,23 +144,31 @@ class SharedPoller:
             self._epoll.unregister(fd)
 
     def _on_ready(self) -> None:
+        """Tell a batch; as long as many are ready, look again without asking the loop in between."""
+        for _ in range(_BATCHES):
+            if self._tell_batch() < _MANY:
+                return
+
+    def _tell_batch(self) -> int:
         readers = self._readers
-        for fd, events in self._poll(0, _BATCH):
+        ready = self._poll(0, _BATCH)
+        for fd, events in ready:
             # Whoever was told before may have closed this one, or even opened another with its number;
             # being told for nothing does no harm.
             try:
                 if events == 1:  # EPOLLIN alone
-                    pollable = readers.get(fd)
+                    pollable = readers[fd]
                     if pollable is not None:
                         pollable.on_readable()
                 else:
                     self._tell(fd, events)
             except Exception as exc:
                 self._report(exc)
+        return len(ready)
 
     def _tell(self, fd: int, events: int) -> None:
         """An end or an error (EPOLLHUP, EPOLLERR) is for whoever is interested in anything."""
-        if events & ~select.EPOLLOUT and (reader := self._readers.get(fd)) is not None:
+        if events & ~select.EPOLLOUT and (reader := self._reader(fd)) is not None:
             reader.on_readable()
         if events & ~select.EPOLLIN and (writer := self._writers.get(fd)) is not None:
             writer.on_writable()

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from anyio import BrokenResourceError, ClosedResourceError
 
-from asyncserver.channel import FLUSH_SIZE, ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET
+from asyncserver.channel import ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET
 from asyncserver.receiving import ReceivingChannel
 from asyncserver.tls_handshake import closing_alert
 
@@ -48,7 +48,7 @@ class SendingChannel(ReceivingChannel):
 
         An error on the way shows in the next call. Raises ``ClosedResourceError`` after ``send_eof()``.
         """
-        if item.__class__ is not bytes:
+        if type(item) is not bytes:
             item = bytes(memoryview(item))  # Not of a number, which would be as many zeros.
         if not self._budget:
             await self.send_many((item,))
@@ -56,11 +56,14 @@ class SendingChannel(ReceivingChannel):
         out = self._out
         if out is None:
             self._out = [item]
+            if len(item) < self._settings.pressure:
+                return
         else:
             out.append(item)
-        self._out_size = size = self._out_size + len(item) + ITEM_COST
-        if size >= FLUSH_SIZE or size > self._settings.send_limit:
-            await self._send_pressed()
+            self._out_size = size = self._out_size + len(item) + ITEM_COST
+            if size < self._settings.pressure:
+                return
+        await self._send_pressed()
 
     async def send_many(self, items: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send several buffers, in one system call where the kernel takes them; otherwise as ``send``."""
@@ -73,8 +76,8 @@ class SendingChannel(ReceivingChannel):
                 self._check_sending()
         if buffers:
             self._out = [*(self._out or ()), *buffers]
-            self._out_size += sum(map(len, buffers)) + ITEM_COST * len(buffers)
-        if self._out_size >= FLUSH_SIZE or self._out_size > self._settings.send_limit:
+            self._weigh()
+        if self._out_size >= self._settings.pressure:
             await self._send_pressed()
         elif not self._budget:
             await self._take_turn()
@@ -86,7 +89,7 @@ class SendingChannel(ReceivingChannel):
         if out is not None and len(out) > _MANY_ITEMS:
             # Many small ones: what they weigh above their length must not count towards the limit.
             out[:] = [b"".join(out)]
-            self._out_size = len(out[0]) + ITEM_COST
+        self._weigh()
         if self._out_size > self._settings.send_limit + ITEM_COST * _MANY_ITEMS:
             await self._wait_until_sent(self._settings.send_limit)
             if self._send_error is not None or self._closed:

@@ -146,6 +146,8 @@ class Server:
         except BaseException:
             try:
                 await exits.aclose()
+            except Exception:
+                logger.exception("the lifespan failed to end after a start that had failed")
             finally:
                 self._to_stopped()
             raise

@@ -16,6 +16,9 @@ the waiting coroutine itself, without a future and without another turn of the l
   scopes and context variables work as they do in any task.
 """
 
+# A Parking and its Steppable are two sides of one thing: what tasks see of it, and what streams extend.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -26,6 +29,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import update_wrapper, wraps
 from inspect import CO_COROUTINE, CO_GENERATOR
+from types import CoroutineType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 __all__ = ["RAISED", "RETURNED", "YIELDED", "Parking", "Steppable", "suspending"]
@@ -36,8 +40,11 @@ T = TypeVar("T")
 # How a step past the task ended, if it did not end where it began, waiting for the same parking.
 YIELDED, RAISED, RETURNED = range(3)
 
+# Not None: that is what a coroutine yields to let the loop have a turn.
+_NOWHERE = object()
 
-def suspending(function: Callable[P, Generator[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+
+def suspending(function: Callable[P, Generator[Any, Any, T]]) -> Callable[P, CoroutineType[Any, Any, T]]:
     """Make a generator function a coroutine function: what it yields suspends the task.
 
     ``types.coroutine()`` does the same but for the kind of object that comes out, which here is a
@@ -52,7 +59,7 @@ def suspending(function: Callable[P, Generator[Any, Any, T]]) -> Callable[P, Cor
         async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             return await suspended(*args, **kwargs)
 
-        return wrapper
+        return wrapper  # type: ignore[return-value]
     code = function.__code__
     coroutine_function = types.FunctionType(
         code.replace(co_flags=code.co_flags & ~CO_GENERATOR | CO_COROUTINE),
@@ -147,9 +154,9 @@ class Steppable:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._parking = Parking(self)
-        # What a step has to end with for the coroutine to be waiting here again: the parking. None if
-        # the coroutine has cancelled its own task in the meantime.
-        self._place: Parking | None = self._parking
+        # What a step has to end with for the coroutine to be waiting here again: the parking. Nothing
+        # that there is if the coroutine has cancelled its own task in the meantime.
+        self._place: object = self._parking
         # Continues the driven coroutine past its task; set only while both wait here.
         self._step: Callable[[Any], Any] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -166,25 +173,48 @@ class Steppable:
         Equal to ``await coroutine`` but for the speed: while the coroutine waits for this stream, it
         is stepped past the task.
         """
-        self._task = task
-        step = coroutine.send
+        yielded: Any = None
         try:
-            yielded = step(None)
+            yielded = self.begin(coroutine, task)
             while True:
-                if yielded is self._parking:
-                    self._step = step
                 try:
                     yield yielded
                 except BaseException as exc:
-                    self._step = None
-                    yielded = self._throw(coroutine, exc)
+                    yielded = self.throw_in(coroutine, exc)
                 else:
-                    self._step = None
-                    yielded = step(None) if self._outcome is None else self._continue()
+                    yielded = self.go_on(coroutine)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         finally:
             self._step = self._task = None
+            yielded = None  # If that was a task which has failed, its traceback leads here.
+
+    # What `drive` is made of. A coroutine that runs another one only for a part of its own life does
+    # the same with these, and saves the frame. Each returns what is to be yielded to the task, and
+    # raises StopIteration with the result when the driven coroutine has returned.
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any]) -> Any:
+        """Start the coroutine, in its task."""
+        self._task = task
+        return self._note_wait(coroutine, coroutine.send(None))
+
+    def go_on(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """The task was woken: continue the coroutine, unless it has been stepped past the task."""
+        self._step = None
+        return self._note_wait(coroutine, coroutine.send(None) if self._outcome is None else self._continue())
+
+    def throw_in(self, coroutine: Coroutine[Any, Any, Any], exc: BaseException) -> Any:
+        """The task was woken with an exception: raise it where the coroutine waits."""
+        self._step = None
+        try:
+            return self._note_wait(coroutine, self._throw(coroutine, exc))
+        finally:
+            del exc  # Its traceback leads here: that would be a cycle.
+
+    def _note_wait(self, coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
+        if waits_for is self._parking:
+            self._step = coroutine.send
+        return waits_for
 
     def forget_handler(self) -> None:
         """Break the reference cycles that driving a coroutine makes, when it is over."""
@@ -208,7 +238,7 @@ class Steppable:
         """Whether the coroutine is being stepped just now, and cancels its own task; noted if so."""
         if not self._stepping:
             return False
-        self._place = None
+        self._place = _NOWHERE
         return True
 
     @property
@@ -234,7 +264,10 @@ class Steppable:
         self._place = parking = self._parking
         wakeup, parking.wakeup = parking.wakeup, None
         if wakeup is not None:
-            self._context.run(wakeup, parking)  # type: ignore[union-attr]
+            try:
+                self._context.run(wakeup, parking)  # type: ignore[union-attr]
+            finally:
+                del wakeup  # If its task has failed, the traceback leads here: that would be a cycle.
 
     # --- handing over between the step and the task ---
 
@@ -252,10 +285,14 @@ class Steppable:
 
     def _wake_interrupted(self) -> None:
         # Data may have come first and woken the task already, which then has seen its cancellation.
-        if self._place is None:
+        if self._place is _NOWHERE:
             if self._task is not None:
                 # Without anything for the coroutine: if its task is not cancelled any more, it waits again.
                 self._outcome = (YIELDED, self._parking)
+            self._wake_task()
+
+    def _wake_guest(self, guest: _Guest) -> None:
+        if self._parking.wakeup is guest.wakeup:
             self._wake_task()
 
     def _wake_task_before(self, guest: _Guest) -> None:
@@ -267,8 +304,7 @@ class Steppable:
         self._place = parking
         if guest.task.cancelling() > guest.cancelling:
             # It was cancelled at once, which it remembers for itself and has to be woken for.
-            self._place = None
-            self._loop.call_soon(self._wake_interrupted)
+            self._loop.call_soon(self._wake_guest, guest)
         context.run(wakeup, parking)  # type: ignore[union-attr, arg-type]
 
     def _continue(self) -> Any:

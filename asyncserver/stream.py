@@ -110,6 +110,15 @@ class Stream(ClosingChannel, SocketStream):
             self._reset_socket()
             raise
 
+    async def wait_for_bytes(self) -> None:
+        """Wait until something has come, or the peer has gone, and read nothing. For before a handshake."""
+        self._raise_if_receiving()
+        self._shaking_hands = True
+        try:
+            await self._wait_until_readable()
+        finally:
+            self._shaking_hands = False
+
     async def handshake(
         self, context: ssl.SSLContext, server_side: bool = True, server_hostname: str | None = None
     ) -> None:
@@ -119,6 +128,8 @@ class Stream(ClosingChannel, SocketStream):
         self._readable = False
         self._shaking_hands = self._blocked = True  # What is sent in the meantime has to wait.
         try:
+            # wrap_socket() would find that the peer is gone, too, and forget to close the socket.
+            self._sock.getpeername()
             self._sock = self._tls = context.wrap_socket(
                 self._sock,
                 server_side=server_side,

@@ -8,15 +8,19 @@ from collections.abc import Callable
 
 from asyncserver.poller import LoopPoller, Poller
 
-__all__ = ["StreamSettings"]
+__all__ = ["FLUSH_SIZE", "StreamSettings"]
 
 _BUFFER = 65_536
+
+# Collected bytes go out without waiting for the turn to end from here on: more would not save a
+# noticeable part of the system call, and the peer could start working.
+FLUSH_SIZE = 65_536
 
 
 class StreamSettings:
     """Shared by streams rather than kept by each; changing it changes all of them."""
 
-    __slots__ = ("loop", "poller", "receive_limit", "send_limit", "tls")
+    __slots__ = ("_send_limit", "loop", "poller", "pressure", "receive_limit", "tls")
 
     def __init__(
         self,
@@ -33,3 +37,14 @@ class StreamSettings:
         self.receive_limit = receive_limit
         self.send_limit = send_limit
         self.tls = tls
+
+    @property
+    def send_limit(self) -> int:
+        """``Limits.send_buffer``, in bytes."""
+        return self._send_limit
+
+    @send_limit.setter
+    def send_limit(self, limit: int) -> None:
+        self._send_limit = limit
+        # How much is collected before it has to go out, or be looked at more closely.
+        self.pressure = min(FLUSH_SIZE, limit)

@@ -13,13 +13,14 @@ import logging
 import socket
 import ssl
 import struct
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 import pytest
 
 from asyncserver import Address, Server, Stream, TCPAddress, UnixAddress
-from tests.waiting import within
+from tests.waiting import PATIENCE, within
 
 __all__ = [
     "LOOPBACK",
@@ -28,6 +29,7 @@ __all__ = [
     "complaints",
     "connect_many",
     "echo",
+    "ignore_cancellation",
     "local_server",
     "started_without_watch",
 ]
@@ -41,6 +43,15 @@ async def echo(stream: Stream) -> None:
     """The handler that most tests need: sends back whatever comes."""
     async for chunk in stream:
         await stream.send(chunk)
+
+
+async def ignore_cancellation(until: asyncio.Event) -> None:
+    """What handlers must not do: go on although they are cancelled. (Not for ever: a test may fail.)"""
+    end = asyncio.get_running_loop().time() + 2 * PATIENCE
+    while not until.is_set():
+        with suppress(asyncio.CancelledError):
+            async with asyncio.timeout_at(end):
+                await until.wait()
 
 
 def local_server(handler: Any = echo, *addresses: Address | str, **options: Any) -> Server:

@@ -17,14 +17,19 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from asyncserver import Stream
 from asyncserver.stream_settings import StreamSettings
 from tests.certificates import authority
+from tests.waiting import wait_until
 
 T = TypeVar("T")
+
+# Made here, because reading certificates blocks.
+SERVER_CONTEXT = authority().server_context()
+CLIENT_CONTEXT = authority().client_context()
 
 KINDS = ("tcp", "unix", "tls")
 """What a test that is about the stream alone is run over."""
@@ -83,7 +88,7 @@ class TLSPeer(Peer):
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None, **options: Any) -> None:
         super().__init__(sock)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = context or authority().client_context()
+        context = context or CLIENT_CONTEXT
         if not options.get("server_side"):
             options.setdefault("server_hostname", "localhost")
         self.tls = context.wrap_bio(self.incoming, self.outgoing, **options)
@@ -144,18 +149,27 @@ async def socket_pair(family: int = socket.AF_INET) -> tuple[socket.socket, sock
         left.setblocking(False)
         right.setblocking(False)
         return left, right
-    loop = asyncio.get_running_loop()
     client = socket.socket(family)
     client.setblocking(False)
     with socket.socket(family) as listener:
+        listener.setblocking(False)
         listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
         listener.listen(1)
-        listener.setblocking(False)
-        await loop.sock_connect(client, listener.getsockname())
-        accepted, _ = await loop.sock_accept(listener)
+        with suppress(BlockingIOError):
+            client.connect(listener.getsockname())
+        accepted = await wait_until(lambda: _accepted(listener))
     for sock in accepted, client:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return accepted, client
+
+
+def _accepted(listener: socket.socket) -> socket.socket | None:
+    try:
+        accepted = listener.accept()[0]
+    except BlockingIOError:
+        return None
+    accepted.setblocking(False)
+    return accepted
 
 
 @asynccontextmanager
@@ -179,8 +193,7 @@ async def connected(
     peer = TLSPeer(far, client_context) if kind == "tls" else Peer(far)
     try:
         if isinstance(peer, TLSPeer):
-            server_context = server_context or authority().server_context()
-            await asyncio.gather(stream.handshake(server_context), peer.handshake())
+            await asyncio.gather(stream.handshake(server_context or SERVER_CONTEXT), peer.handshake())
         yield stream, peer
     finally:
         stream.abort()

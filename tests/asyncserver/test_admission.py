@@ -88,6 +88,7 @@ async def test_no_address_is_forgotten_while_another_one_is_flooded() -> None:
 
     async def handler(stream: Stream) -> None:
         served.append(current_connection().listener.address)
+        await asyncio.sleep(0)
 
     limits, timeouts = Limits(max_connections=1), Timeouts(linger=0)
     addresses = ["tcp://127.0.0.1:0"] * 3
