@@ -16,6 +16,7 @@ from typing import Any
 from anyio import CapacityLimiter
 
 from asyncserver.admission import Admission
+from asyncserver.channel import keep_memory
 from asyncserver.connection import Connection
 from asyncserver.connections import Connections
 from asyncserver.deadlines import DeadlineWheel
@@ -97,6 +98,7 @@ class Hub:
 
     def start(self, listeners: tuple[Listener, ...]) -> None:
         """Begin to accept on all of them."""
+        keep_memory()
         self.listeners = listeners
         self._admission.attach(listeners)
         self._started = self.loop.time()

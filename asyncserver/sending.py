@@ -71,9 +71,8 @@ class SendingChannel(ReceivingChannel):
             item if isinstance(item, bytes) else bytes(memoryview(item)) for item in items
         ]
         self._check_sending()
-        while self._file_lock is not None and self._file_lock.locked():
-            async with self._file_lock:
-                self._check_sending()
+        if self._file_lock is not None:
+            await self._wait_for_file(self._file_lock)
         if buffers:
             self._out = [*(self._out or ()), *buffers]
             self._weigh()
@@ -108,7 +107,9 @@ class SendingChannel(ReceivingChannel):
         """
         if self._send_closed and not self._closed and self._send_error is None:
             return
-        await self.send_many(())
+        self._check_sending()
+        if self._file_lock is not None:
+            await self._wait_for_file(self._file_lock)
         self._send_closed = True
         self._budget = self._grant = 0
         await self._wait_until_sent(0)
@@ -121,6 +122,12 @@ class SendingChannel(ReceivingChannel):
                 await self._send_closing_alert(self._tls)
         except OSError as exc:
             raise BrokenResourceError(str(exc)) from exc
+
+    async def _wait_for_file(self, lock: asyncio.Lock) -> None:
+        while lock.locked():
+            async with lock:
+                pass
+        self._check_sending()
 
     async def _send_closing_alert(self, tls: ssl.SSLSocket) -> None:
         reading = self._reader_on

@@ -86,7 +86,7 @@ class Stream(ClosingChannel, SocketStream):
         for protected (CVE-2011-0411); and when the handshake fails or takes longer than ``timeout``
         seconds. The connection is of no use then and is closed. Cancellation closes it, too.
         """
-        await self.send_many(())
+        self._check_sending()
         self._raise_if_receiving()
         if self._tls is not None:
             raise TLSUpgradeError("the connection is a TLS one already")
@@ -96,6 +96,8 @@ class Stream(ClosingChannel, SocketStream):
             context = self._settings.tls()
         try:
             async with asyncio.timeout(timeout):
+                if self._file_lock is not None:
+                    await self._wait_for_file(self._file_lock)
                 await self._wait_until_sent(0)
                 self._check_sending()
                 if self._buffer:

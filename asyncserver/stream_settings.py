@@ -10,11 +10,11 @@ from asyncserver.poller import LoopPoller, Poller
 
 __all__ = ["FLUSH_SIZE", "StreamSettings"]
 
-_BUFFER = 65_536
+_RECEIVE_BUFFER = 131_072
 
 # Collected bytes go out without waiting for the turn to end from here on: more would not save a
 # noticeable part of the system call, and the peer could start working.
-FLUSH_SIZE = 65_536
+FLUSH_SIZE = 131_072
 
 
 class StreamSettings:
@@ -27,8 +27,8 @@ class StreamSettings:
         loop: asyncio.AbstractEventLoop | None = None,
         *,
         poller: Poller | None = None,
-        receive_limit: int = _BUFFER,
-        send_limit: int = _BUFFER,
+        receive_limit: int = _RECEIVE_BUFFER,
+        send_limit: int = FLUSH_SIZE,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """``tls`` gives the context for ``start_tls()``; the limits are those of ``Limits``, in bytes."""

@@ -117,10 +117,9 @@ class TLSPeer(Peer):
 
     async def send_eof(self) -> None:
         """The closing alert alone; the connection stays open both ways."""
-        try:
+        with suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
-        except ssl.SSLWantReadError:
-            await self._flush()
+        await self._flush()
 
     async def _do(self, operation: Callable[[], T]) -> T:
         while True:
@@ -183,14 +182,15 @@ async def connected(
 ) -> AsyncIterator[tuple[Stream, Any]]:
     """A stream and its peer; both are closed in the end, with a RST if they are still open.
 
-    The options are those of ``StreamSettings``; ``buffer_sizes``: of the kernel's send buffer here and receive buffer there, to make it full soon.
+    ``kind`` is one of ``KINDS``, or "tls-unix". The options are those of ``StreamSettings``.
+    ``buffer_sizes``: of the kernel's send buffer here and receive buffer there, to make it full soon.
     """
-    near, far = await socket_pair(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
+    near, far = await socket_pair(socket.AF_UNIX if "unix" in kind else socket.AF_INET)
     if buffer_sizes is not None:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_sizes)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_sizes)
     stream = Stream(near, StreamSettings(**options))
-    peer = TLSPeer(far, client_context) if kind == "tls" else Peer(far)
+    peer = TLSPeer(far, client_context) if "tls" in kind else Peer(far)
     try:
         if isinstance(peer, TLSPeer):
             await asyncio.gather(stream.handshake(server_context or SERVER_CONTEXT), peer.handshake())

@@ -307,7 +307,7 @@ MODULES = {
 }
 
 INTERNAL = {
-    "Stream": {"handshake"},
+    "Stream": {"handshake", "wait_for_bytes"},
     "Server": set[str](),
     "Connection": {
         "admission_key",

@@ -417,7 +417,7 @@ BAD_USAGE = [
     (["app:echo", ADDRESS, "--max-connections", "many"], "--max-connections: 'many' is not a whole number"),
     (["app:echo", ADDRESS, "--max-connections", "0"], "--max-connections: 0 has to be at least 1"),
     (["app:echo", ADDRESS, "--accept-burst", "3"], "--accept-burst: 3 has no meaning without --accept-rate"),
-    (["app:echo", ADDRESS, "--receive-buffer", "1MiB"], "--receive-buffer: 1048576 has to be at most 126976"),
+    (["app:echo", ADDRESS, "--receive-buffer", "2MiB"], "--receive-buffer: 2097152 has to be at most"),
     (["app:echo", ADDRESS, "--receive-buffer", "1x"], "--receive-buffer: '1x' is not a number of bytes"),
     (["app:echo", ADDRESS, "--receive-buffer-size", "0"], "--receive-buffer-size: 0 must be 1 to"),
     (["app:echo", ADDRESS, "--reject-message", r"a\q"], "--reject-message: "),

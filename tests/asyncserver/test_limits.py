@@ -36,7 +36,7 @@ BAD_LIMITS = [
     *(("reject_message", value) for value in ["full", 5, bytearray(b"full"), memoryview(b"full"), True]),
     *(("when_full", value) for value in ["", "WAIT", "drop", None, 1, b"wait", True]),
     ("receive_buffer", None),
-    ("receive_buffer", 126_977),
+    ("receive_buffer", 1_048_577),
     ("send_buffer", None),
 ]
 
@@ -93,7 +93,7 @@ def test_none_is_no_limit(kind: type[Any], option: str) -> None:
 
 def test_the_least_and_the_most_are_allowed() -> None:
     Limits(max_connections=1, max_connections_per_peer=1, max_handshakes=1, send_buffer=1, receive_buffer=1)
-    Limits(receive_buffer=126_976, accept_rate=0.001, accept_burst=1, reject_message=b"")
+    Limits(receive_buffer=1_048_576, accept_rate=0.001, accept_burst=1, reject_message=b"")
     Timeouts(linger=0, grace=0.0, lifetime_jitter=0, handler=1e-9)
     Timeouts(lifetime_jitter=1)
 

@@ -101,8 +101,7 @@ async def test_no_task_is_current_afterwards() -> None:
         lambda: asyncio.to_thread(int),
         lambda: asyncio.create_task(asyncio.sleep(0)),
         lambda: asyncio.gather(asyncio.sleep(0), asyncio.sleep(0)),
-        lambda: anyio.lowlevel.checkpoint(),
-        lambda: anyio.lowlevel.checkpoint(),
+        anyio.lowlevel.checkpoint,
         lambda: asyncio.wait_for(asyncio.sleep(0), 5),
     ],
     ids=["sleep0", "sleep", "to_thread", "task", "gather", "anyio.sleep", "checkpoint", "wait_for"],
@@ -318,7 +317,7 @@ async def test_a_handler_that_cancels_itself(is_stepped: bool, then: str) -> Non
             elif then == "raise":
                 raise LookupError
         except asyncio.CancelledError as exc:
-            assert exc.args == ("myself",)
+            assert exc.args == ("myself",)  # noqa: PT017 - a handler, which goes on
             assert task.uncancel() == 0
             await stepped(stream)
             return "cancelled"
@@ -431,7 +430,7 @@ async def test_two_tasks_cannot_receive(is_driven: bool) -> None:
         first = driven(stream, handler) if is_driven else asyncio.create_task(handler(stream))  # type: ignore[arg-type]
         await wait_until(lambda: stream.receiving)
         for operation in (
-            lambda: stream.receive(),
+            stream.receive,
             lambda: stream.receive_exactly(1),
             lambda: stream.receive_until(b"\n", 10),
             lambda: anext(stream.lines()),

@@ -19,6 +19,7 @@ from tests.certificates import authority
 from tests.streams import KINDS, connected, socket_pair
 
 CLIENT = authority().client("client")
+CLIENT_DER = CLIENT.der
 MUTUAL_CLIENT = authority().client_context(CLIENT)
 MUTUAL_SERVER = authority().server_context()
 MUTUAL_SERVER.verify_mode = ssl.CERT_REQUIRED
@@ -114,7 +115,7 @@ async def test_mutual_tls_and_alpn() -> None:
         assert certificate is not None
         assert certificate.common_name == "client"
         assert certificate.dns_names == ("client.example.org",)
-        assert certificate.der == CLIENT.der == stream.extra(TLSAttribute.peer_certificate_binary)
+        assert certificate.der == CLIENT_DER == stream.extra(TLSAttribute.peer_certificate_binary)
         assert stream.extra(TLSAttribute.peer_certificate)
         assert stream.extra(TLSAttribute.alpn_protocol) == "first"
 

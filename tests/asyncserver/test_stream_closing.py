@@ -126,10 +126,10 @@ async def send_all_and_end(stream: Stream, data: bytes) -> None:
 
 async def test_no_closing_alert_is_lost_in_a_full_buffer() -> None:
     """Whatever room the kernel has when everything is sent: none, or too little for the alert."""
-    for size in range(100_000, 1_200_000, 50_001):
-        async with connected("tls", buffer_sizes=10_000) as (stream, peer):
+    for size in range(100_000, 200_000, 5_001):
+        async with connected("tls-unix", buffer_sizes=10_000) as (stream, peer):
             closing = asyncio.create_task(send_all_and_close(stream, bytes(size)))
-            await wait_until(lambda: stream.unsent)  # noqa: B023
+            await wait_until(lambda: stream.unsent)
             received = len(await within(peer.receive_all()))  # raises if the alert is missing
             peer.close()
             await within(closing)
@@ -143,7 +143,7 @@ async def send_all_and_close(stream: Stream, data: bytes) -> None:
 
 @all_kinds
 async def test_cancelling_our_end(kind: str) -> None:
-    async with connected(kind, buffer_sizes=10_000) as (stream, peer):
+    async with connected(kind, buffer_sizes=100_000) as (stream, peer):
         sending = asyncio.create_task(send_all_and_end(stream, bytes(500_000)))
         await wait_until(lambda: stream.unsent)
         await turns()
@@ -318,7 +318,8 @@ async def test_an_abort_resets(kind: str) -> None:
         await stream.send(b"never")
         stream.abort()
         with pytest.raises(ConnectionResetError):
-            await within(peer.loop.sock_recv(peer.socket, 100))
+            while await within(peer.loop.sock_recv(peer.socket, 100)):
+                pass  # what the handshake has left
 
 
 async def test_an_abort_on_a_unix_socket_is_an_end() -> None:
@@ -339,7 +340,7 @@ async def test_an_abort_ends_the_closing(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_a_descriptor_that_is_used_again_is_left_alone(kind: str) -> None:
     """What still waited on the closed stream must not touch the next one with its number."""
-    async with connected(kind, buffer_sizes=10_000) as (stream, peer):
+    async with connected(kind, buffer_sizes=10_000) as (stream, _peer):
         waiting = [asyncio.create_task(stream.send(bytes(1_000_000))), asyncio.create_task(stream.receive())]
         await wait_until(lambda: stream.receiving and stream.unsent)
         number = stream._fd

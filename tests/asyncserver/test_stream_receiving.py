@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from typing import Any
 
@@ -221,6 +222,7 @@ async def test_cancelling_loses_nothing(kind: str, operation: str) -> None:
 async def test_a_delimiter_split_over_chunks(size: int) -> None:
     text = b"one\r\n\r\ntwo\r\r\n\r\n\r\n\r\nx\r\n\r"
     async with connected() as (stream, peer):
+
         async def send() -> None:
             for at in range(0, len(text), size):
                 await peer.send(text[at : at + size])
@@ -321,7 +323,7 @@ async def test_what_is_there_already_does_not_starve_the_others(operation: str, 
         await within(driven(stream, handler) if is_driven else handler(stream))
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        steps = [after - before for before, after in zip(seen, seen[1:], strict=False)]
+        steps = [after - before for before, after in itertools.pairwise(seen)]
         assert max(steps) <= 3 * YIELD_BUDGET
 
 
@@ -346,7 +348,7 @@ async def test_what_openssl_holds_does_not_starve_the_others() -> None:
         await within(driven(stream, handler))
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        assert max(after - before for before, after in zip(seen, seen[1:], strict=False)) <= 3 * YIELD_BUDGET
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= 3 * YIELD_BUDGET
 
 
 async def test_two_tasks_that_take_turns() -> None:

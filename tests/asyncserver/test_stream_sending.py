@@ -211,8 +211,7 @@ async def test_large_messages_both_ways_at_once(kind: str) -> None:
         async def handler(stream: Stream) -> bytes:
             async with anyio.create_task_group() as group:
                 group.start_soon(stream.send, data)
-                got = await stream.receive_exactly(len(data))
-            return got
+                return await stream.receive_exactly(len(data))
 
         task = driven(stream, handler)
         _, got = await within(asyncio.gather(peer.send(data), peer.receive_exactly(len(data))))
@@ -362,6 +361,7 @@ async def test_sending_after_closing(kind: str) -> None:
 
 async def test_a_handler_that_sends_and_returns_at_once() -> None:
     async with connected() as (stream, peer):
+
         async def handler(stream: Stream) -> None:
             await stream.receive()
             await stream.send(b"bye")
