@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from asyncserver import Stream
+from asyncserver.poller import open_poller
 from asyncserver.stream_settings import StreamSettings
 from tests.certificates import authority
 from tests.waiting import wait_until
@@ -189,7 +190,8 @@ async def connected(
     if buffer_sizes is not None:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_sizes)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_sizes)
-    stream = Stream(near, StreamSettings(**options))
+    poller = open_poller(asyncio.get_running_loop())
+    stream = Stream(near, StreamSettings(poller=poller, **options))
     peer = TLSPeer(far, client_context) if "tls" in kind else Peer(far)
     try:
         if isinstance(peer, TLSPeer):
@@ -197,6 +199,7 @@ async def connected(
         yield stream, peer
     finally:
         stream.abort()
+        poller.close()
         peer.close()
 
 

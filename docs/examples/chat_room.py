@@ -14,14 +14,13 @@ import re
 from contextlib import suppress
 
 import anyio
-import anyio.lowlevel
 
 from asyncserver import LineIterator, Stream, current_connection
 
-# The most that waits for a member who does not read; further messages pass that member by. Far below
+# The most that waits for a member who does not read; further messages pass that member by. Below
 # Limits.send_buffer, so that a send to a slow member never waits and the others never wait for it. (A
 # member who takes nothing at all for Timeouts.send is disconnected by the server.)
-MOST_UNSENT = 2_048
+MOST_UNSENT = 32_768
 
 MOST_IN_A_LINE = 1_000
 
@@ -38,7 +37,7 @@ class Member:
 
     async def tell(self, message: str) -> None:
         """Send the message, unless too much is waiting already."""
-        if await self.is_slow():
+        if self.is_slow():
             self.missed += 1
             return
         if self.missed:
@@ -48,12 +47,9 @@ class Member:
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             await self.stream.send(message.encode())
 
-    async def is_slow(self) -> bool:
-        """Whether the member does not keep up."""
-        if self.stream.unsent > MOST_UNSENT:
-            # What is sent leaves at the end of the loop's turn. What is there after it was refused.
-            await anyio.lowlevel.checkpoint()
-        return self.stream.unsent > MOST_UNSENT
+    def is_slow(self) -> bool:
+        """Whether the member does not keep up: the kernel has refused bytes, and many wait."""
+        return self.stream.congested and self.stream.unsent > MOST_UNSENT
 
 
 class Room:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from asyncserver import Server, Timeouts
+from asyncserver import Server
 from tests.examples.programs import (
     Connected,
     command_line,
@@ -114,15 +114,15 @@ async def test_a_fast_writer_costs_readers_nothing(chat: ModuleType) -> None:
 
 
 async def test_drain_says_goodbye_in_a_lively_room(chat: ModuleType) -> None:
-    async with serving(chat.chat_room, timeouts=Timeouts(linger=0)) as server:
+    async with serving(chat.chat_room) as server:
         async with member(server, "ann") as ann, member(server, "bob") as bob:
             talking = asyncio.ensure_future(talk(ann[1]))
             draining = asyncio.ensure_future(server.drain(None))
             for reader, _ in (ann, bob):
                 assert (await within(reader.read())).endswith(b"* the server is closing, goodbye\n")
             talking.cancel()
-            report = await within(draining)
             await asyncio.wait([talking])
+        report = await within(draining)
         assert report.clean
         assert report.idle + report.finished == 2
         assert chat.ROOM.members == {}
