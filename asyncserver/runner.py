@@ -34,8 +34,8 @@ def run(
     """Serve until SIGTERM or SIGINT: the first drains, a second one aborts.
 
     ``options`` are those of ``Server``; ``drain_timeout`` and ``drain_delay``, in seconds, those of
-    ``Server.drain()``; ``on_ready`` is called with the server when it accepts. A third signal does not
-    wait for a lifespan that takes its time to end either. Returns also when the program closes the
+    ``Server.drain()``; ``on_ready`` is called with the server when it accepts; without it, where it
+    listens is logged. A third signal does not wait for a lifespan that takes its time to end either. Returns also when the program closes the
     server; outside of the main thread, where no signal can be taken, that is the only way.
 
     Afterwards the signal handlers are as they were, and the signal is raised again, so that the
@@ -98,7 +98,9 @@ async def _serve_until_signal(
         if not await _started(server, signals):
             return
         try:
-            if on_ready is not None:
+            if on_ready is None:
+                logger.info("listening on %s", ", ".join(map(str, server.addresses)))
+            else:
                 on_ready(server)
             await _first_of(signals.first.wait(), server.wait_closed())
         except BaseException:

@@ -155,7 +155,6 @@ class Server:
         self._exits = exits
         self._state = _State.SERVING
         self._ready_event().set()
-        logger.info("listening on %s", ", ".join(map(str, self._addresses)))
 
     async def _open(self, exits: AsyncExitStack) -> None:
         if self._tls_source is not None:
