@@ -35,8 +35,9 @@ def run(
 
     ``options`` are those of ``Server``; ``drain_timeout`` and ``drain_delay``, in seconds, those of
     ``Server.drain()``; ``on_ready`` is called with the server when it accepts; without it, where it
-    listens is logged. A third signal does not wait for a lifespan that takes its time to end either. Returns also when the program closes the
-    server; outside of the main thread, where no signal can be taken, that is the only way.
+    listens is logged. A third signal does not wait for a lifespan that takes its time to end either.
+    Returns also when the program closes the server; outside of the main thread, where no signal can be
+    taken, that is the only way.
 
     Afterwards the signal handlers are as they were, and the signal is raised again, so that the
     process ends as that signal ends it: by SIGTERM, or with ``KeyboardInterrupt``. Raises what

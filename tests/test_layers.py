@@ -23,7 +23,7 @@ LAYERS = (
     (
         "transport",
         """
-        sockets *_sockets socket_options systemd peers readiness poller stepping
+        sockets *_sockets socket_options systemd peers poller stepping
         stream stream_settings channel receiving sending closing tls tls_*
         """,
     ),
