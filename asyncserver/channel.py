@@ -336,7 +336,8 @@ class Channel(Steppable):
     def _before_parking(self, want: int) -> bytes | None:
         """All that has to be looked at before a receive may wait; returns bytes that need no wait."""
         self._raise_if_receiving()
-        if not isinstance(want, int) or want < 1:
+        given: object = want
+        if not isinstance(given, int) or given < 1:
             raise ValueError(f"max_bytes={want!r}: has to be a whole number, at least 1")
         if self._receive_error is not None:
             try:
