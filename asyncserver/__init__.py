@@ -2,17 +2,17 @@
 
 # General layout. Each layer imports from those below it only; tests/test_layers.py holds that.
 #
-#   4 tools      cli, __main__                          on the public names below alone
-#   3 server     server, draining, handlers, runner,    composition: what a program calls
+#   4 tools      cli, loading, __main__                  on the public names below alone
+#   3 server     server, draining, handlers, runner,     composition: what a program calls
 #                signals, loops
-#   2 roles      listener (one bound socket),           one role a file
-#                connection (one task),
+#   2 roles      listener (one bound socket),            one role a file
+#                connection (one task) and its ending,
 #                connections, admission, hub,
 #                deadlines, blame
-#   1 transport  sockets and what opens them, stream    readiness and bytes
-#                (channel, receiving, stepping, ...),
-#                tls, peers
-#   0 values     addresses, options, limits, states,    no asyncio, no I/O
+#   1 transport  sockets and what opens them;            readiness and bytes
+#                stream: stepping, channel, receiving,
+#                sending, closing, poller; tls; peers
+#   0 values     addresses, options, limits, states,     no asyncio, no I/O
 #                statistics, errors
 
 from asyncserver.addresses import (

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import random
 import socket
-import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, cast
-
-from anyio import CapacityLimiter
+from collections.abc import Coroutine, Generator
+from contextvars import ContextVar
+from typing import Any, cast
 
 from asyncserver.blame import blame, follows_from_the_end
-from asyncserver.deadlines import DeadlineWheel
+from asyncserver.ending import ConnectionHost, Ending, Phase
 from asyncserver.endpoints import Endpoint
 from asyncserver.errors import ConnectionTimeoutError
-from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.states import CloseReason, ConnectionState
 from asyncserver.stepping import suspending
 from asyncserver.stream import Stream
-from asyncserver.stream_settings import StreamSettings
 
 __all__ = ["Connection", "ConnectionHost", "ConnectionLogFilter", "current_connection"]
 
 logger = logging.getLogger("asyncserver")
-
-# Seconds without a byte after which a connection whose handler waits for the next message counts as
-# idle when it has been told to end. Long enough not to fall between two packets of one message.
-_QUIET = 0.25
 
 _current: ContextVar[Connection] = ContextVar("asyncserver_connection")
 
@@ -59,95 +48,21 @@ class ConnectionLogFilter(logging.Filter):
         return True
 
 
-class ConnectionHost(Protocol):
-    """What connections need from the server that they belong to."""
-
-    loop: asyncio.AbstractEventLoop
-    context: Context
-    limits: Limits
-    timeouts: Timeouts
-    settings: StreamSettings
-    wheel: DeadlineWheel
-    handshakes: CapacityLimiter
-    handler: Callable[[Stream], Coroutine[Any, Any, object]]
-    verify: Callable[[Connection], Coroutine[Any, Any, bool]] | None
-    server: Any
-
-    def tls_context(self) -> ssl.SSLContext: ...
-    def handler_failed(self, connection: Connection, exc: Exception) -> None: ...
-    def connection_closed(self, connection: Connection) -> None: ...
-    def handler_stuck(self, connection: Connection) -> None: ...
-    def handler_ended(self, connection: Connection) -> None: ...
-
-
-class _Phase:
-    NEW, HANDSHAKE, HANDLER, CLOSING, CLOSED = range(5)
-
-
-class _Step:
-    """What has been done to end a connection; each is given ``Timeouts.grace`` before the next."""
-
-    NONE, TOLD, CANCELLED = range(3)
-
-
 class _NotWelcome(Exception):  # noqa: N818 - no error: what the program wants
     """``verify`` has said no."""
 
 
-class Connection:
+class Connection(Ending):
     """One live session. Made by the server; handlers get it from ``current_connection()``."""
 
-    __slots__ = (
-        "_closed_waiters",
-        "_draining_waiters",
-        "_handler_started",
-        "_host",
-        "_lifetime_factor",
-        "_listener",
-        "_next_step_at",
-        "_opened",
-        "_phase",
-        "_quiet_since",
-        "_reason",
-        "_seen_received",
-        "_seen_sent",
-        "_send_since",
-        "_step",
-        "_task",
-        "_told",
-        "_was_busy",
-        "admission_key",
-        "id",
-        "stream",
-        "watch_slot",
-    )
-
-    if TYPE_CHECKING:
-        id: int
-        stream: Stream
+    __slots__ = ("_listener", "admission_key")
 
     def __init__(
         self, number: int, sock: socket.socket, sockaddr: Any, listener: Listener, host: ConnectionHost
     ) -> None:
-        self.id = number
-        self._host = host
+        stream = Stream(sock, host.settings, sockaddr=sockaddr, local=listener.local_endpoint)
+        super().__init__(number, stream, host)
         self._listener = listener
-        self.stream = Stream(sock, host.settings, sockaddr=sockaddr, local=listener.local_endpoint)
-        self._opened = self._quiet_since = self._handler_started = host.loop.time()
-        self._phase = _Phase.NEW
-        self._task: asyncio.Task[None] | None = None
-        self._reason: CloseReason | None = None
-        self._told: CloseReason | None = None
-        self._draining_waiters: set[asyncio.Future[None]] | None = None
-        self._closed_waiters: set[asyncio.Future[None]] | None = None
-        self._step = _Step.NONE
-        self._next_step_at = 0.0
-        self._seen_received: int = 0
-        self._seen_sent: int = 0
-        self._send_since = math.inf
-        self._was_busy = True
-        self._lifetime_factor = 0.0
-        self.watch_slot = 0
         self.admission_key: str | None = None
 
     def __repr__(self) -> str:
@@ -164,11 +79,6 @@ class Connection:
     def local(self) -> Endpoint:
         """The address that the peer connected to."""
         return self.stream.local
-
-    @property
-    def log_names(self) -> dict[str, object]:
-        """What log records about it carry: ``extra=connection.log_names``."""
-        return {"connection_id": self.id, "peer": str(self.peer)}
 
     @property
     def listener(self) -> Listener:
@@ -209,13 +119,13 @@ class Connection:
     def state(self) -> ConnectionState:
         """Where it is in its life."""
         phase = self._phase
-        if phase == _Phase.CLOSED:
+        if phase == Phase.CLOSED:
             return ConnectionState.CLOSED
-        if self._told is not None or phase == _Phase.CLOSING:
+        if self._told is not None or phase == Phase.CLOSING:
             return ConnectionState.DRAINING
-        if phase == _Phase.HANDSHAKE:
+        if phase == Phase.HANDSHAKE:
             return ConnectionState.HANDSHAKE
-        if phase == _Phase.NEW:
+        if phase == Phase.NEW:
             return ConnectionState.NEW
         return ConnectionState.IDLE if self.stream.idle else ConnectionState.ACTIVE
 
@@ -224,28 +134,9 @@ class Connection:
         """Why it ended, or is ending; None while it lives."""
         return self._reason
 
-    @property
-    def draining(self) -> bool:
-        """Whether it was told to end: by a drain of the server, ``close()`` or its lifetime."""
-        return self._told is not None
-
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether this is the task of its handler."""
         return task is not None and self._task is task
-
-    async def wait_draining(self) -> None:
-        """Wait until it is told to end, so that a handler can say goodbye and return."""
-        if self._told is None:
-            if self._draining_waiters is None:
-                self._draining_waiters = set()
-            await _wait_among(self._draining_waiters, self._host.loop)
-
-    async def wait_closed(self) -> None:
-        """Wait until its socket is closed."""
-        if self._phase != _Phase.CLOSED:
-            if self._closed_waiters is None:
-                self._closed_waiters = set()
-            await _wait_among(self._closed_waiters, self._host.loop)
 
     # --- its life ---
 
@@ -266,7 +157,7 @@ class Connection:
                 raise asyncio.CancelledError  # It was ended before this task had begun.
             if self._listener.tls or host.verify is not None:
                 yield from self._prepare().__await__()
-            self._phase = _Phase.HANDLER
+            self._phase = Phase.HANDLER
             handler = host.handler(stream)
             # As `await stream.drive(handler, task)`, with a frame less for as long as the connection lives.
             waits_for = stream.begin(handler, task)
@@ -294,7 +185,7 @@ class Connection:
         if self._reason in _WITHOUT_GOODBYE or stream.all_is_said:
             self._end()
         else:
-            self._phase = max(self._phase, _Phase.CLOSING)
+            self._phase = max(self._phase, Phase.CLOSING)
             yield from self._say_goodbye().__await__()
 
     async def _prepare(self) -> None:
@@ -307,7 +198,7 @@ class Connection:
                 if host.verify is not None and not await host.verify(self):
                     raise _NotWelcome
                 if self._listener.tls:
-                    self._phase = _Phase.HANDSHAKE
+                    self._phase = Phase.HANDSHAKE
                     await self.stream.wait_for_bytes()  # Who is silent takes nobody's place.
                     async with host.handshakes:
                         await self.stream.handshake(host.tls_context())
@@ -328,13 +219,6 @@ class Connection:
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("connection %d from %s: %s", self.id, self.peer, exc, extra=self.log_names)
 
-    def _settle(self, reason: CloseReason) -> None:
-        """The first reason is the one that counts."""
-        if self._reason is None:
-            if self._told is not None and reason in _PEACEFUL:
-                reason = self._told
-            self._reason = reason
-
     async def _say_goodbye(self) -> None:
         try:
             await self.stream.close_gently(self._host.timeouts.linger)
@@ -352,225 +236,12 @@ class Connection:
         self._host.handler_ended(self)
         self._leave()
 
-    def _leave(self) -> None:
-        """From here on the server does not count it any more."""
-        if self._phase == _Phase.CLOSED:
-            return
-        self._phase = _Phase.CLOSED
-        host = self._host
-        host.wheel.forget(self)
-        host.connection_closed(self)
-        _wake_all(self._closed_waiters)
-        self._closed_waiters = None
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "connection %d from %s closed: %s; %d bytes received, %d sent, %.3f s",
-                self.id,
-                self.peer,
-                self._reason,
-                self.bytes_received,
-                self.bytes_sent,
-                self.age,
-                extra=self.log_names,
-            )
-
-    # --- ending it ---
-
-    async def close(self) -> None:
-        """End it in peace: as soon as it is idle, or, ``Timeouts.grace`` later, by cancelling its handler.
-
-        Returns when the socket is closed. From its own handler, return instead.
-        """
-        self.tell_to_end(CloseReason.CLOSED_BY_SERVER)
-        self._plan_next_step(_Step.TOLD)
-        await self.wait_closed()
-
-    def abort(self) -> None:
-        """End it now: a RST to the peer, and its handler is cancelled."""
-        self._settle(CloseReason.ABORTED)
-        self.stream.abort()
-        self._cancel_handler()
-
-    def look_again(self) -> None:
-        """The timeouts have changed."""
-        if self._step == _Step.NONE and self._phase < _Phase.CLOSING:
-            self._host.wheel.watch(self, 0.0)
-
-    def tell_to_end(self, reason: CloseReason) -> None:
-        """Let it end as soon as it is idle, and tell its handler (``draining``, ``wait_draining()``)."""
-        if self._told is None and self._phase < _Phase.CLOSING:
-            self._told = reason
-            now = self._host.loop.time()
-            self._note_progress(now)
-            self._quiet_since = now
-            _wake_all(self._draining_waiters)
-            self._draining_waiters = None
-            self._host.wheel.watch(self, _QUIET)
-
-    def cancel(self, reason: CloseReason) -> None:
-        """Cancel its handler; ``Timeouts.grace`` later its connection is aborted."""
-        self._settle(reason)
-        if self._step != _Step.CANCELLED:  # A second time would interrupt what it does to end.
-            self._cancel_handler()
-        self._plan_next_step(_Step.CANCELLED)
-
-    def _cancel_handler(self) -> None:
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-
-    def _plan_next_step(self, done: int) -> None:
-        """It is due after the grace; asking for it again may hurry it, and never puts it off."""
-        if self._phase == _Phase.CLOSED or self._step > done:
-            return
-        now = self._host.loop.time()
-        at = now + self._host.timeouts.grace
-        self._next_step_at = min(at, self._next_step_at) if self._step == done else at
-        self._step = done
-        self._host.wheel.watch(self, self._next_look(now) or 0.0)
-
-    def _take_next_step(self) -> float | None:
-        if self._step == _Step.TOLD:
-            if self._reason is None:
-                self._reason = self._told or CloseReason.CANCELLED
-            self._cancel_handler()
-            self._step = _Step.CANCELLED
-            self._next_step_at = self._host.loop.time() + self._host.timeouts.grace
-            return self._host.timeouts.grace
-        if self._phase == _Phase.CLOSING:  # The handler has ended, it is the peer who does not.
-            self._cancel_handler()
-            return None
-        logger.warning(
-            "connection %d from %s: aborted, its handler goes on although it was cancelled (%s)",
-            self.id,
-            self.peer,
-            self._reason,
-            extra=self.log_names,
-        )
-        self._reason = CloseReason.ABORTED
-        self.stream.abort()
-        self._host.handler_stuck(self)
-        self._leave()
-        return None
-
-    # --- deadlines ---
-
-    def _end_of_life(self, lifetime: float) -> float:
-        if not self._lifetime_factor:  # Drawn once, when it is needed for the first time.
-            self._lifetime_factor = 1.0 + self._host.timeouts.lifetime_jitter * (2.0 * random.random() - 1.0)
-        return self._opened + lifetime * self._lifetime_factor
-
-    def begin_watch(self) -> None:
-        """Called by the server, soon after the start: connections that end before have no deadlines."""
-        delay = self._next_look(self._opened)
-        if delay is not None and not self.watch_slot and self._phase != _Phase.CLOSED:
-            self._host.wheel.watch(self, delay)
-
-    def check_deadlines(self, now: float) -> float | None:
-        """Called by the wheel: act on what is overdue; returns the seconds until the next look."""
-        if self._phase == _Phase.CLOSED or (self._phase == _Phase.CLOSING and self._step == _Step.NONE):
-            return None  # Closing has a bound of its own.
-        if self._step != _Step.NONE and now >= self._next_step_at:
-            return self._take_next_step()
-        self._note_progress(now)
-        if self._step == _Step.NONE and self._phase == _Phase.HANDLER:
-            overdue = self._overdue(now)
-            if overdue is not None:
-                self._enforce(*overdue)
-        if self._phase == _Phase.CLOSED:
-            return None
-        self._end_if_quiet(now)
-        return self._next_look(now)
-
-    def _note_progress(self, now: float) -> None:
-        stream = self.stream
-        received, sent = stream.bytes_received, stream.bytes_sent
-        busy = not stream.receiving
-        if received != self._seen_received or sent != self._seen_sent or busy or self._was_busy:
-            self._quiet_since = now
-        if not stream.unsent:
-            self._send_since = math.inf
-        elif sent != self._seen_sent or self._send_since == math.inf:
-            self._send_since = now
-        self._was_busy = busy
-        self._seen_received, self._seen_sent = received, sent
-
-    def _overdue(self, now: float) -> tuple[str, float, CloseReason] | None:
-        timeouts = self._host.timeouts
-        stream = self.stream
-        since_start = now - self._handler_started
-        if timeouts.send is not None and stream.unsent and now - self._send_since >= timeouts.send:
-            return "send", timeouts.send, CloseReason.SEND_TIMEOUT
-        if timeouts.handler is not None and since_start >= timeouts.handler:
-            return "handler", timeouts.handler, CloseReason.HANDLER_TIMEOUT
-        if timeouts.lifetime is not None and now >= self._end_of_life(timeouts.lifetime):
-            return "lifetime", timeouts.lifetime, CloseReason.LIFETIME
-        if not stream.receiving:
-            return None
-        if (
-            timeouts.first_byte is not None
-            and not stream.bytes_received
-            and since_start >= timeouts.first_byte
-        ):
-            return "first_byte", timeouts.first_byte, CloseReason.FIRST_BYTE_TIMEOUT
-        if timeouts.idle is not None and now - self._quiet_since >= timeouts.idle:
-            return "idle", timeouts.idle, CloseReason.IDLE_TIMEOUT
-        return None
-
-    def _enforce(self, deadline: str, seconds: float, reason: CloseReason) -> None:
-        logger.info(
-            "connection %d from %s: %s timeout of %g s passed",
-            self.id,
-            self.peer,
-            deadline,
-            seconds,
-            extra=self.log_names,
-        )
-        if reason is CloseReason.LIFETIME:
-            self.tell_to_end(reason)
-            self._plan_next_step(_Step.TOLD)
-            return
-        self._settle(reason)
-        if reason is CloseReason.HANDLER_TIMEOUT:
-            self.cancel(reason)
-            return
-        error = ConnectionTimeoutError(deadline, seconds)
-        if reason is CloseReason.SEND_TIMEOUT:
-            self.stream.give_up(error)
-        else:
-            self.stream.fail_receive(error)
-        self._plan_next_step(_Step.TOLD)
-
-    def _end_if_quiet(self, now: float) -> None:
-        if self._told is not None and self.stream.idle and now - self._quiet_since >= _QUIET:
-            self.stream.end_input()
-
-    def _next_look(self, now: float) -> float | None:
-        """The time until the next deadline, or a part of one that starts again with each progress."""
-        if self._step != _Step.NONE:
-            delay = self._next_step_at - now
-            return min(delay, _QUIET) if self._told is not None else delay
-        timeouts = self._host.timeouts
-        delays = [_QUIET] if self._told is not None else []
-        if timeouts.idle is not None:
-            delays.append(timeouts.idle / 8)
-        if timeouts.send is not None:
-            delays.append(timeouts.send / (8 if self.stream.unsent else 4))
-        if timeouts.handler is not None:
-            delays.append(self._handler_started + timeouts.handler - now)
-        if timeouts.first_byte is not None and not self.stream.bytes_received:
-            delays.append(max(self._handler_started + timeouts.first_byte - now, timeouts.first_byte / 8))
-        if timeouts.lifetime is not None:
-            delays.append(self._end_of_life(timeouts.lifetime) - now)
-        return max(min(delays), 0.0) if delays else None
-
 
 def _reason_of_return(stream: Stream) -> CloseReason:
     if stream.aborted:
         return CloseReason.ABORTED
     return CloseReason.EOF if stream.at_eof else CloseReason.HANDLER_RETURNED
 
-
-_PEACEFUL = frozenset({CloseReason.EOF, CloseReason.HANDLER_RETURNED})
 
 # These are closed at once: nothing has been said that could be lost.
 _WITHOUT_GOODBYE = frozenset(
@@ -596,18 +267,3 @@ def _start_task(coroutine: Coroutine[Any, Any, None], host: ConnectionHost, name
         _ = asyncio.Task(coroutine, loop=loop, name=name, context=host.context.copy(), eager_start=True)
     else:
         _ = host.context.run(loop.create_task, coroutine, name=name)
-
-
-async def _wait_among(waiters: set[asyncio.Future[None]], loop: asyncio.AbstractEventLoop) -> None:
-    waiter = loop.create_future()
-    waiters.add(waiter)
-    try:
-        await waiter
-    finally:
-        waiters.discard(waiter)
-
-
-def _wake_all(waiters: set[asyncio.Future[None]] | None) -> None:
-    for waiter in waiters or ():
-        if not waiter.done():
-            waiter.set_result(None)

@@ -27,7 +27,7 @@ LAYERS = (
         stream stream_settings channel receiving sending closing tls tls_*
         """,
     ),
-    ("roles", "listener connection connections deadlines admission blame hub"),
+    ("roles", "listener connection ending connections deadlines admission blame hub"),
     ("server", "server handlers loops runner signals draining"),
     ("tools", "cli cli_* loading __main__"),
 )
