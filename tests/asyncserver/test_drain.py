@@ -146,7 +146,8 @@ async def test_who_does_not_finish_is_cancelled_and_then_aborted(caplog: pytest.
     report = await within(draining)
     assert counts(report) == (1, 1, 1, 1)
     assert not report.clean
-    assert 700 * MS - 0.05 <= report.duration <= time.monotonic() - started
+    # The clock of uvloop counts in whole milliseconds.
+    assert 700 * MS - 0.05 <= report.duration <= time.monotonic() - started + 0.01
     assert server.statistics().stuck_handlers == 1
     assert len(complaints(caplog)) == 1
     stop.set()
@@ -221,7 +222,7 @@ async def test_the_delay_goes_on_accepting() -> None:
             assert not next(iter(server.connections)).draining
             assert await within(asyncio.gather(follow(before), follow(during))) == [b"", b""]
     report = await within(draining)
-    assert time.monotonic() - started >= 200 * MS
+    assert time.monotonic() - started >= 200 * MS - 0.01
     assert counts(report) == (2, 0, 0, 0)
 
 
