@@ -38,7 +38,7 @@ _SMALL_READ = 479
 _LITTLE = 256
 
 # Every item costs time however short it is, so that it is counted as that many bytes more: what is
-# collected goes out after 500 items at the latest.
+# collected goes out after a thousand items at the latest.
 ITEM_COST = 128
 
 # Above this, several buffers go out by sendmsg() instead of being joined first.
