@@ -12,9 +12,9 @@ from anyio import BusyResourceError, ClosedResourceError
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.tls import TLSAttribute
 
-from asyncserver.closing import ClosingChannel
 from asyncserver.endpoints import Endpoint
 from asyncserver.errors import TLSUpgradeError
+from asyncserver.lending import LendingChannel
 from asyncserver.peers import PeerCredentials, endpoint_from_sockaddr, peer_credentials
 from asyncserver.stream_settings import StreamSettings
 from asyncserver.tls_handshake import handshake
@@ -23,7 +23,7 @@ from asyncserver.tls_peer import PeerCertificate
 __all__ = ["Stream"]
 
 
-class Stream(ClosingChannel, SocketStream):
+class Stream(LendingChannel, SocketStream):
     """A connected stream socket; one awaitable object for both directions.
 
     It satisfies ``anyio.abc.SocketStream``, so anyio's buffered, text, TLS and stapled streams work on
@@ -48,13 +48,16 @@ class Stream(ClosingChannel, SocketStream):
         sockaddr: Any = None,
         local: Endpoint | None = None,
     ) -> None:
-        """Take over ``sock``, which has to be connected and non-blocking.
+        """Take over ``sock``, which has to be connected and non-blocking: plain, or a TLS one after its
+        handshake.
 
         ``settings`` is what a server's streams have in common; without them the stream belongs to the
         running loop. ``sockaddr`` is the peer's address as ``accept()`` gave it, ``local`` this side's;
         both are asked for when they are needed otherwise.
         """
         super().__init__(sock, settings or StreamSettings())
+        if isinstance(sock, ssl.SSLSocket):
+            self._tls = sock
         self._sockaddr = sockaddr
         self._peer: Endpoint | None = None
         self._local = local

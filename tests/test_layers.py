@@ -24,7 +24,7 @@ LAYERS = (
         "transport",
         """
         sockets *_sockets socket_options systemd peers poller stepping
-        stream stream_settings channel receiving sending closing tls tls_*
+        stream stream_settings channel receiving sending closing lending tls tls_*
         """,
     ),
     ("roles", "listener connection ending connections deadlines admission blame hub"),

@@ -1,0 +1,138 @@
+"""A stream's socket in other hands for a while: lent to blocking code, or given away for good."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from anyio import BusyResourceError, ClosedResourceError
+
+from asyncserver.closing import ClosingChannel
+from asyncserver.errors import ServerStateError
+
+__all__ = ["LendingChannel", "LentSocket"]
+
+
+class LentSocket:
+    """Stands in a stream for the socket that a thread is using.
+
+    What only asks goes through. Closing does not close: the thread may be between two system calls on
+    the descriptor, whose number would then belong to somebody else (OpenSSL keeps the number). It ends
+    both directions, so that a blocked call returns; the descriptor is closed when the socket is back.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def close(self) -> None:
+        """End both directions. Not by the method of a TLS socket, which would forget its TLS state."""
+        with suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+
+class _GivenAway:
+    """Stands in a stream for a socket that is somebody else's now."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def fileno(self) -> int:
+        """As a closed socket's."""
+        return -1
+
+
+class LendingChannel(ClosingChannel):
+    """The part of ``Stream`` that parts with its socket."""
+
+    __slots__ = ()
+
+    @asynccontextmanager
+    async def blocking_socket(self) -> AsyncGenerator[socket.socket]:
+        """The socket itself, in blocking mode, for code in a thread: ``async with`` and ``to_thread``.
+
+        Under TLS it is the ``ssl.SSLSocket``. Waits first until what was sent has been taken by the
+        kernel. While it lasts the stream's own receives raise ``BusyResourceError`` and its sends wait;
+        ``abort()`` ends both directions of the connection, so that a blocked call in the thread
+        returns. The thread has to be done with the socket before the block is left, and may have
+        closed it: the stream is closed then.
+
+        Raises ``BusyResourceError`` while somebody receives, ``ServerStateError`` when bytes have been
+        read ahead by ``receive_until()`` or ``lines()``, and what sending raises.
+        """
+        sock = await self._release_socket()
+        lent: Any = LentSocket(sock)
+        self._shaking_hands = self._blocked = True
+        self._sock = lent
+        timeout = sock.gettimeout()
+        try:
+            sock.settimeout(None)
+            yield sock
+        finally:
+            self._take_back(sock, timeout)
+
+    def _take_back(self, sock: socket.socket, timeout: float | None) -> None:
+        self._shaking_hands = self._blocked = False
+        self._sock = sock
+        if self._closed:
+            sock.close()
+        elif sock.fileno() < 0:
+            self.close_now()
+        else:
+            sock.settimeout(timeout)
+            if self._tls is not None and self._tls.version() is None:
+                self._tls = None  # shutdown() and unwrap() have ended TLS.
+            self._flush()
+
+    async def flush(self) -> None:
+        """Wait until all that was sent has been taken by the kernel. Raises what sending raises."""
+        self._check_sending()
+        await self._wait_until_sent(0)
+        self._check_sending()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away, still connected and non-blocking; the stream is closed, and it is not.
+
+        What is not sent yet (``flush()``), and what was read ahead by ``receive_until()`` or ``lines()``,
+        is dropped. The caller owns the socket then. Raises ``ClosedResourceError`` when the stream is
+        closed, and ``BusyResourceError`` while the socket is lent.
+        """
+        if self._closed:
+            raise ClosedResourceError
+        if self._shaking_hands:
+            raise BusyResourceError("using the socket of")
+        sock = self._sock
+        self._stop_reading()
+        self._stop_writing()
+        gone: Any = _GivenAway()
+        self._sock = gone
+        self.close_now()
+        return sock
+
+    async def _release_socket(self) -> socket.socket:
+        """Nothing is to be sent any more, and the loop does not watch the socket."""
+        self._check_lendable()
+        await self.flush()
+        self._check_lendable()
+        self._stop_reading()
+        self._readable = False
+        return self._sock
+
+    def _check_lendable(self) -> None:
+        self._raise_if_receiving()
+        if self._buffer:
+            raise ServerStateError(
+                f"{len(self._buffer) - self._buffer_at} bytes have been read ahead of the socket's new user:"
+                " receive them first"
+            )
+
+    async def close_gently(self, seconds: float) -> None:
+        """See ``aclose()``. What is in other hands cannot be lingered on."""
+        if isinstance(self._sock, LentSocket):
+            self.close_now()
+        else:
+            await super().close_gently(seconds)

@@ -1,0 +1,164 @@
+"""Request handlers with ``async def`` methods, for servers whose other handlers block."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from asyncserver import Stream, loop_factory
+from compat.defaults import DEFAULTS
+from compat.waiting import is_loop_running
+
+__all__ = [
+    "AsyncDatagramRequestHandler",
+    "AsyncRequestHandler",
+    "AsyncStreamRequestHandler",
+    "Collected",
+    "collecting",
+]
+
+
+class Collected:
+    """What ``finish_request()`` has made while somebody waited for it."""
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        self.handler: AsyncRequestHandler | None = None
+
+
+class _Here(threading.local):
+    collected: Collected | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def collecting(server: Any) -> Generator[Collected]:
+    """The next async handler that is made for ``server`` in this thread is not run but collected."""
+    outer, _here.collected = _here.collected, Collected(server)
+    try:
+        yield _here.collected
+    finally:
+        _here.collected = outer
+
+
+class AsyncRequestHandler:
+    """The base of async handlers: ``setup()``, ``handle()`` and ``finish()``, each ``async def``.
+
+    Under ``serve_forever()`` it runs as a task of the server's event loop, beside all others, whatever
+    mix-in the server has. Elsewhere (``handle_request()``, a child process, a thread that is to serve it
+    because the server chooses its handlers one by one) it runs to its end in a loop of its own.
+    """
+
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        collected = _here.collected
+        if collected is not None and collected.server is server and collected.handler is None:
+            collected.handler = self
+        else:
+            _run_to_end(self)
+
+    async def setup(self) -> None:
+        """Called before ``handle()``. If it raises, neither that nor ``finish()`` is called."""
+
+    async def handle(self) -> None:
+        """Serve the request."""
+
+    async def finish(self) -> None:
+        """Called after ``handle()``, also if that has raised or was cancelled."""
+
+    async def run(self) -> None:
+        """Called by the server, once: the three in their order."""
+        await self.setup()
+        try:
+            await self.handle()
+        finally:
+            await self.finish()
+
+
+class AsyncStreamRequestHandler(AsyncRequestHandler):
+    """One connection: ``self.stream`` is an ``asyncserver.Stream`` on ``self.request``.
+
+    What was sent has left when ``shutdown_request()`` is called, and the socket is open then, and
+    blocking again. On cancellation what is left to be sent is dropped.
+    """
+
+    stream: Stream
+
+    async def run(self) -> None:
+        """See ``AsyncRequestHandler``."""
+        request: socket.socket = self.request
+        timeout = request.gettimeout()
+        request.setblocking(False)
+        with suppress(OSError):  # Not on a Unix socket. The stream itself gathers what belongs together.
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self.stream = Stream(request)
+        try:
+            await super().run()
+            if not self.stream.closed and not self.stream.broken:
+                await self.stream.flush()
+        finally:
+            if not self.stream.closed:
+                self.stream.detach().settimeout(timeout)
+
+
+class AsyncDatagramRequestHandler(AsyncRequestHandler):
+    """One datagram: ``self.packet``. ``await self.reply(data)`` answers; ``self.socket`` is the server's."""
+
+    packet: bytes
+    socket: socket.socket
+
+    async def run(self) -> None:
+        """See ``AsyncRequestHandler``."""
+        self.packet, self.socket = self.request
+        await super().run()
+
+    async def reply(self, data: bytes) -> None:
+        """Send a datagram to where the packet came from. Raises ``OSError`` where the kernel refuses it."""
+        await send_to(self.socket, data, self.client_address)
+
+
+async def send_to(sock: socket.socket, data: bytes, address: Any) -> None:
+    """Send from a socket that blocks, without blocking."""
+    flags = getattr(socket, "MSG_DONTWAIT", 0)
+    pause = 0.001
+    while True:
+        try:
+            sock.sendto(data, flags, address)
+        except BlockingIOError:
+            await asyncio.sleep(pause)  # The send buffer is full for as long as the card needs to empty it.
+            pause = min(pause * 2, 0.1)
+        else:
+            return
+
+
+def _run_to_end(handler: AsyncRequestHandler) -> None:
+    if is_loop_running():
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                _run_in_new_loop(handler)
+            except BaseException as exc:
+                failure.append(exc)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        if failure:
+            raise failure[0]
+    else:
+        _run_in_new_loop(handler)
+
+
+def _run_in_new_loop(handler: AsyncRequestHandler) -> None:
+    name = getattr(handler.server, "event_loop", None) or DEFAULTS.loop
+    with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
+        runner.run(handler.run())

@@ -1,0 +1,276 @@
+"""What stands behind a server: its event loops, its executors, and the requests that are being served."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
+
+from asyncserver import LoopName, loop_factory
+from compat.async_handlers import AsyncRequestHandler, collecting
+from compat.defaults import DEFAULTS
+from compat.executors import CallingThread, ChildProcesses, FreshThreads, RequestExecutor, as_executor
+from compat.jobs import JobCounter, RequestJob
+from compat.pool import ThreadPool, check_max_threads, check_when_full
+from compat.stdlib import STDLIB_SELECTOR, is_forking, is_threading, stdlib
+from compat.turns import Exhaustion, LoopTurns, SelectorTurns, Turns, reap
+from compat.waiting import LoopWaiter, is_loop_running
+
+__all__ = [
+    "Engine",
+    "engine_of",
+    "existing_engine",
+    "serve_here",
+    "start_request",
+]
+
+_ENGINE = "_EventLoopMixIn__engine"
+
+
+class Engine:
+    """What ``EventLoopMixIn`` keeps of one server."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = weakref.ref(server)
+        self.turns: dict[int, Turns] = {}
+        self.jobs = JobCounter()
+        self._exhaustion = Exhaustion()
+        self._spare: list[LoopWaiter] = []
+        self._executors: dict[Any, RequestExecutor] = {}
+        self._closed = False
+        weakref.finalize(server, _close_quietly, self._spare, self._executors)
+
+    @property
+    def server(self) -> Any:
+        """The server, which owns this."""
+        return self._server()
+
+    def wake(self) -> None:
+        """Have every thread that serves look at what has changed."""
+        for turns in list(self.turns.values()):
+            turns.wake()
+
+    def current_turns(self) -> Turns | None:
+        """Those of this thread, if it serves."""
+        return self.turns.get(threading.get_ident())
+
+    @contextmanager
+    def take_turns(self, *, forever: bool) -> Generator[Turns]:
+        """For one call of ``serve_forever()`` or ``handle_request()``."""
+        server = self.server
+        check_options(server)
+        if stdlib._ServerSelector is not STDLIB_SELECTOR:
+            with stdlib._ServerSelector() as selector:
+                with self._registered(SelectorTurns(server, selector)) as turns:
+                    yield turns
+            return
+        waiter = self._spare.pop() if self._spare else LoopWaiter(loop_factory(loop_of(server)))
+        try:
+            loop_turns = LoopTurns(server, waiter, self._exhaustion, self.executor, forever=forever)
+            self._closed = False
+            with closing(loop_turns), self._registered(loop_turns):
+                yield loop_turns
+        finally:
+            self._put_back(waiter, keep=not forever)
+
+    @contextmanager
+    def _registered(self, turns: Turns) -> Generator[Turns]:
+        ident = threading.get_ident()
+        outer = self.turns.get(ident)
+        self.turns[ident] = turns
+        try:
+            yield turns
+        finally:
+            if outer is None:
+                self.turns.pop(ident, None)
+            else:
+                self.turns[ident] = outer
+
+    def _put_back(self, waiter: LoopWaiter, *, keep: bool) -> None:
+        """Async handlers go on when somebody serves again; until then, and then only, the loop is kept."""
+        if self._closed and waiter.tasks:
+            waiter.finish_tasks(cancel=not self._waits_for_requests())
+        if (keep and not self._closed) or waiter.tasks:
+            self._spare.append(waiter)
+        else:
+            waiter.close()
+
+    # --- executors ---
+
+    def executor(self) -> RequestExecutor | None:
+        """What runs the requests now; None where the class does that itself."""
+        server = self.server
+        spec = getattr(server, "request_executor", None)
+        if spec is None:
+            max_threads = getattr(server, "max_threads", None)
+            if max_threads is not None:
+                return self._own_pool(server, max_threads)
+            spec = DEFAULTS.executor
+            if spec is None:
+                return None
+        if isinstance(spec, RequestExecutor):
+            return spec
+        executor = self._executors.get(spec)
+        if executor is None:
+            executor = self._executors[spec] = as_executor(spec, self._make_pool)
+        return executor
+
+    def _own_pool(self, server: Any, max_threads: int) -> ThreadPool:
+        pool = self._executors.get("max_threads")
+        if not isinstance(pool, ThreadPool):
+            check_max_threads(max_threads)
+            pool = self._executors["max_threads"] = self._make_pool(max_threads)
+        pool.max_threads = max_threads
+        pool.when_full = getattr(server, "when_full", "wait")
+        return pool
+
+    def _make_pool(self, max_threads: int) -> ThreadPool:
+        return ThreadPool(max_threads, name=type(self.server).__name__)
+
+    # --- the end ---
+
+    def close(self) -> None:
+        """Wait for what the server has begun, as far as it says so, and release what is held for it."""
+        self._closed = True
+        server = self.server
+        try:
+            while self._spare:
+                waiter = self._spare.pop()
+                _outside_loop(partial(_finish, waiter, cancel=not self._waits_for_requests()))
+            self.jobs.wait()
+            if not is_forking(server):
+                reap(
+                    getattr(server, "active_children", None), blocking=getattr(server, "block_on_close", True)
+                )
+        finally:
+            _close_pools(self._executors)
+
+    def _waits_for_requests(self) -> bool:
+        server = self.server
+        return bool(getattr(server, "block_on_close", True)) and not getattr(server, "daemon_threads", False)
+
+
+def engine_of(server: Any) -> Engine:
+    """Made when it is needed, because servers set their attributes in any order and skip ``__init__``."""
+    engine = existing_engine(server)
+    if engine is None:
+        attributes: dict[str, Any] = server.__dict__
+        engine = attributes.setdefault(_ENGINE, Engine(server))
+    return engine
+
+
+def existing_engine(server: Any) -> Engine | None:
+    """The engine of a server that has needed it already."""
+    attributes: dict[str, Any] = server.__dict__
+    return attributes.get(_ENGINE)
+
+
+def loop_of(server: Any) -> LoopName:
+    """The kind of event loop that the server asks for."""
+    name: LoopName | None = getattr(server, "event_loop", None)
+    return DEFAULTS.loop if name is None else name
+
+
+def check_options(server: Any) -> None:
+    """Raise ``OptionError`` for what would fail with the first request."""
+    max_threads = getattr(server, "max_threads", None)
+    if max_threads is not None:
+        check_max_threads(max_threads)
+        check_when_full(getattr(server, "when_full", "wait"))
+    spec = getattr(server, "request_executor", None)
+    if spec is not None:
+        as_executor(spec, ThreadPool)
+
+
+def start_request(server: Any, request: Any, client_address: Any) -> bool:
+    """Have a request served by the loop or an executor; False where the class is to do it itself."""
+    handler_class = server.RequestHandlerClass
+    if isinstance(handler_class, type) and issubclass(handler_class, AsyncRequestHandler):
+        serve_here(server, request, client_address)
+        return True
+    engine = engine_of(server)
+    executor = engine.executor()
+    if executor is None or _does_that_itself(server, executor):
+        return False
+    if not executor.has_room():
+        if executor.rejects:
+            server.shutdown_request(request)
+            return True
+        if not isinstance(engine.current_turns(), LoopTurns):
+            executor.wait_for_room()  # Called by a loop of the program's own.
+    job = RequestJob(server, request, client_address, engine.jobs)
+    try:
+        executor.start(job)
+    except BaseException:
+        job.forget()
+        raise
+    return True
+
+
+def _does_that_itself(server: Any, executor: RequestExecutor) -> bool:
+    if isinstance(executor, FreshThreads):
+        return is_threading(server)
+    if isinstance(executor, ChildProcesses):
+        return is_forking(server)
+    return isinstance(executor, CallingThread) and not is_threading(server) and not is_forking(server)
+
+
+def serve_here(server: Any, request: Any, client_address: Any) -> None:
+    """As ``BaseServer.process_request()``; an async handler is begun, and ends as a task of the loop.
+
+    Where nobody drives a loop (``handle_request()``, loops of the program's own) it ends here.
+    """
+    turns = engine_of(server).current_turns()
+    if not isinstance(turns, LoopTurns) or not turns.forever:
+        server.finish_request(request, client_address)
+        server.shutdown_request(request)
+        return
+    with collecting(server) as collected:
+        server.finish_request(request, client_address)
+    if collected.handler is None:
+        server.shutdown_request(request)
+    else:
+        turns.waiter.spawn(_serve_async(server, request, client_address, collected.handler))
+
+
+async def _serve_async(server: Any, request: Any, client_address: Any, handler: AsyncRequestHandler) -> None:
+    try:
+        await handler.run()
+    except Exception:
+        server.handle_error(request, client_address)
+    finally:
+        server.shutdown_request(request)
+
+
+def _finish(waiter: LoopWaiter, *, cancel: bool) -> None:
+    try:
+        waiter.finish_tasks(cancel=cancel)
+    finally:
+        waiter.close()
+
+
+def _outside_loop(call: Callable[[], None]) -> None:
+    """Here, or in a thread where an event loop is running here."""
+    if is_loop_running():
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+    else:
+        call()
+
+
+def _close_pools(executors: dict[Any, RequestExecutor]) -> None:
+    for executor in executors.values():
+        if isinstance(executor, ThreadPool):
+            executor.close()
+    executors.clear()
+
+
+def _close_quietly(spare: list[LoopWaiter], executors: dict[Any, RequestExecutor]) -> None:
+    """The server is gone, and nobody has closed it."""
+    while spare:
+        spare.pop().close()
+    _close_pools(executors)

@@ -1,0 +1,123 @@
+"""The requests of a server that an executor serves."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any
+
+__all__ = ["JobCounter", "RequestJob"]
+
+
+_counters: weakref.WeakSet[JobCounter] = weakref.WeakSet()
+
+
+class JobCounter:
+    """The jobs of one server that ``server_close()`` has to wait for."""
+
+    def __init__(self) -> None:
+        self._jobs: set[RequestJob] = set()
+        self._one_has_ended = threading.Event()
+        self._waiting = False
+        _counters.add(self)
+
+    def add(self, job: RequestJob) -> None:
+        """It has begun."""
+        self._jobs.add(job)
+
+    def discard(self, job: RequestJob) -> None:
+        """It has ended; without a lock, because adding to and taking from a set is atomic."""
+        self._jobs.discard(job)
+        if self._waiting:
+            self._one_has_ended.set()
+
+    def wait(self) -> None:
+        """Block until none is left."""
+        self._waiting = True
+        while self._jobs:
+            self._one_has_ended.wait()
+            self._one_has_ended.clear()
+
+    def forget_all(self) -> None:
+        """In a forked child: the threads are the parent's."""
+        self._jobs.clear()
+
+
+class RequestJob:
+    """One request of one server: the hooks that serve it, in the order of the standard library."""
+
+    __slots__ = ("_address", "_counter", "_request", "_server", "daemon")
+
+    def __init__(self, server: Any, request: Any, client_address: Any, counter: JobCounter) -> None:
+        self._server = server
+        self._request = request
+        self._address = client_address
+        self._counter = counter
+        self.daemon = bool(getattr(server, "daemon_threads", False))
+        if not self.daemon and getattr(server, "block_on_close", True):
+            counter.add(self)
+
+    def run(self) -> None:
+        """See ``Job``."""
+        server = self._server
+        try:
+            own = getattr(server, "process_request_thread", None)
+            if own is not None:
+                own(self._request, self._address)
+            else:
+                self._serve()
+        finally:
+            self._counter.discard(self)
+
+    def _serve(self) -> None:
+        server = self._server
+        try:
+            server.finish_request(self._request, self._address)
+        except Exception:
+            server.handle_error(self._request, self._address)
+        finally:
+            server.shutdown_request(self._request)
+
+    def run_here(self) -> None:
+        """See ``Job``."""
+        try:
+            self._server.finish_request(self._request, self._address)
+            self._server.shutdown_request(self._request)
+        finally:
+            self._counter.discard(self)
+
+    def run_in_child(self) -> int:
+        """See ``Job``."""
+        server = self._server
+        try:
+            server.finish_request(self._request, self._address)
+        except Exception:
+            server.handle_error(self._request, self._address)
+            return 1
+        finally:
+            server.shutdown_request(self._request)
+        return 0
+
+    def left_to(self, pid: int) -> None:
+        """See ``Job``."""
+        self._counter.discard(self)
+        server: Any = self._server
+        if getattr(server, "active_children", None) is None:
+            none_yet: set[int] = set()
+            server.active_children = none_yet
+        server.active_children.add(pid)
+        server.close_request(self._request)
+
+    def forget(self) -> None:
+        """It could not be begun."""
+        self._counter.discard(self)
+
+
+def _forget_all() -> None:
+    for counter in list(_counters):
+        counter.forget_all()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,177 @@
+"""``legacy()``: blocking request handlers on the native server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from asyncserver import Endpoint, IPEndpoint, OptionError, Stream, current_connection
+from compat.async_handlers import AsyncRequestHandler
+from compat.executors import CallingThread, ChildProcesses, RequestExecutor, as_executor
+from compat.pool import ThreadPool
+
+__all__ = ["LegacyServer", "legacy"]
+
+
+class LegacyServer:
+    """What handlers on the native server have as ``self.server``; the program may add its own attributes."""
+
+    def __init__(self, handler_class: Callable[..., Any]) -> None:
+        self.RequestHandlerClass = handler_class
+
+    @property
+    def native(self) -> Any:
+        """The ``asyncserver.Server``. To be asked from the handler's own thread."""
+        return current_connection().server
+
+    @property
+    def server_address(self) -> Any:
+        """Where the connection that is being handled came in, as the socket module writes addresses."""
+        return _sockaddr(current_connection().local)
+
+    def shutdown(self) -> None:
+        """Drain the native server. Does not wait: the handler that calls this would wait for itself."""
+        native = self.native
+        loop: asyncio.AbstractEventLoop = _loop.get()
+        loop.call_soon_threadsafe(lambda: _keep(loop.create_task(native.drain())))
+
+
+def legacy(
+    handler_class: Callable[..., Any],
+    executor: RequestExecutor | str | Any = "threads",
+    *,
+    server: Any = None,
+) -> Callable[[Stream], Awaitable[None]]:
+    """An async handler for ``asyncserver.Server`` that serves each connection with ``handler_class``.
+
+    ``handler_class(request, client_address, server)`` is called in a thread: ``"threads"`` (one for each
+    connection), ``"pool:N"``, a ``ThreadPool``, or a thread pool of ``concurrent.futures``. ``request`` is
+    the connection's socket, in blocking mode; under TLS an ``ssl.SSLSocket``. The server closes it when
+    the handler has returned. ``server`` is what the handler has as ``self.server``; by default a
+    ``LegacyServer``.
+
+    When the handler is cancelled (by a drain that has waited long enough, or a deadline), the socket
+    is shut down for reading, so that a blocked ``recv`` returns ``b""``; when the connection is aborted
+    after that, for writing as well. A thread cannot be interrupted otherwise.
+
+    Raises ``OptionError`` for what cannot work.
+    """
+    if not callable(handler_class):
+        raise OptionError("handler_class", handler_class, "has to be a request handler class")
+    made: Callable[..., Any] = handler_class
+    if isinstance(handler_class, type) and issubclass(handler_class, AsyncRequestHandler):
+        raise OptionError(
+            "handler_class", handler_class, "is async already: use an asyncserver.StreamHandler"
+        )
+    chosen = as_executor(executor, ThreadPool)
+    if isinstance(chosen, (CallingThread, ChildProcesses)):
+        raise OptionError(
+            "executor", executor, "has to be one of threads: the server's own is that of its event loop"
+        )
+    facade = LegacyServer(made) if server is None else server
+
+    async def serve_legacy(stream: Stream) -> None:
+        connection = current_connection()
+        async with stream.blocking_socket() as sock:
+            address = _sockaddr(connection.peer)
+            failure = await _Session(sock, lambda: made(sock, address, facade)).run_in(chosen)
+            if isinstance(failure, OSError) and _is_gone(sock):
+                stream.give_up(failure)
+        if failure is not None:
+            if stream.broken:
+                await stream.receive()  # Raises what streams raise then, and the server knows it.
+            raise failure
+
+    return serve_legacy
+
+
+_loop: contextvars.ContextVar[asyncio.AbstractEventLoop] = contextvars.ContextVar("compat_loop")
+_draining: set[asyncio.Task[Any]] = set()
+
+
+def _keep(task: asyncio.Task[Any]) -> None:
+    """The loop itself holds tasks weakly."""
+    _draining.add(task)
+    task.add_done_callback(_draining.discard)
+
+
+class _Session:
+    """One connection that a thread serves."""
+
+    daemon = True
+
+    def __init__(self, sock: socket.socket, call: Callable[[], object]) -> None:
+        self._sock = sock
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        _loop.set(self._loop)
+        self._context = contextvars.copy_context()
+        self._done: asyncio.Future[BaseException | None] = self._loop.create_future()
+        if isinstance(sock, ssl.SSLSocket):
+            tls: Any = sock
+            tls.suppress_ragged_eofs = True  # As the standard library wraps sockets.
+
+    async def run_in(self, executor: RequestExecutor) -> BaseException | None:
+        """Returns what the handler has raised, once its thread is done with the socket, never before."""
+        executor.start(self)
+        cancelled: asyncio.CancelledError | None = None
+        while not self._done.done():
+            try:
+                await asyncio.wait([self._done])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                with suppress(OSError):
+                    # Not the TLS socket's own method, which would go on in plain text.
+                    socket.socket.shutdown(self._sock, socket.SHUT_RD)
+        if cancelled is not None:
+            raise cancelled
+        return self._done.result()
+
+    def run(self) -> None:
+        """See ``Job``."""
+        failure: BaseException | None = None
+        try:
+            self._context.run(self._call)
+        except SystemExit:
+            pass  # It ends a thread without a word.
+        except BaseException as exc:
+            failure = exc
+        with suppress(RuntimeError):  # The loop was closed with this connection left behind.
+            self._loop.call_soon_threadsafe(self._tell, failure)
+
+    def _tell(self, failure: BaseException | None) -> None:
+        if not self._done.done():
+            self._done.set_result(failure)
+
+    def run_here(self) -> None:
+        """Not for threads: see ``Job``."""
+        self.run()
+
+    def run_in_child(self) -> int:
+        """Not for threads: see ``Job``."""
+        self.run()
+        return 0
+
+    def left_to(self, pid: int) -> None:
+        """Not for threads: see ``Job``."""
+
+
+def _is_gone(sock: socket.socket) -> bool:
+    """Whether it is this connection that is broken, and not another that the handler has."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return sock.fileno() >= 0
+    return False
+
+
+def _sockaddr(endpoint: Endpoint) -> Any:
+    """As ``accept()`` gives it."""
+    if not isinstance(endpoint, IPEndpoint):
+        return endpoint.path
+    return tuple(endpoint) if ":" in endpoint.host else (endpoint.host, endpoint.port)

@@ -1,0 +1,225 @@
+"""``ThreadPool``: a bounded number of threads that are used again."""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+from asyncserver import OptionError
+from compat.executors import Job, RequestExecutor
+
+__all__ = ["ThreadPool", "WhenFull"]
+
+WhenFull: TypeAlias = Literal["wait", "reject"]
+"""What becomes of connections while all threads are busy: they wait in the kernel, or are closed."""
+
+# Seconds after which a thread that had nothing to do ends.
+_IDLE_SECONDS = 30.0
+
+# Jobs that the end of the process has to wait for, as it does for threads that are no daemons.
+_awaited: set[Job] = set()
+
+
+class ThreadPool(RequestExecutor):
+    """At most ``max_threads`` threads, started as they are needed; the one that was used last is used first.
+
+    The threads are daemons, so that idle ones do not hold up the end of the process; it waits for
+    those that serve a request, unless ``daemon_threads`` is set. Each request has a context
+    (``contextvars``) of its own, while a ``threading.local`` keeps what earlier requests have left in it.
+    """
+
+    def __init__(self, max_threads: int, *, when_full: WhenFull = "wait", name: str = "request") -> None:
+        """``name`` is what the names of its threads begin with."""
+        check_max_threads(max_threads)
+        check_when_full(when_full)
+        self.max_threads = max_threads
+        self.when_full: WhenFull = when_full
+        self._name = name
+        self._numbers = itertools.count(1)
+        self._listeners: list[Callable[[], None]] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._room_waiters = 0
+        self._idle: list[_Worker] = []
+        self._threads = 0
+        self._queue: deque[Job] = deque()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        busy = self._threads - len(self._idle)
+        return f"<ThreadPool {busy} of {self.max_threads} threads busy>"
+
+    @property
+    def rejects(self) -> bool:
+        """See ``RequestExecutor``."""
+        return self.when_full == "reject"
+
+    def has_room(self) -> bool:
+        """Whether a thread is idle, or may be started."""
+        if self._pid != os.getpid():
+            self._reset()  # A fork has copied the pool without its threads.
+        return bool(self._idle) or self._threads < self.max_threads
+
+    def wait_for_room(self, timeout: float | None = None) -> bool:
+        """See ``RequestExecutor``."""
+        if self.has_room():
+            return True
+        with self._lock:
+            self._room_waiters += 1
+            try:
+                return self._room.wait_for(self.has_room, timeout)
+            finally:
+                self._room_waiters -= 1
+
+    def add_room_listener(self, listener: Callable[[], None]) -> None:
+        """See ``RequestExecutor``."""
+        self._listeners.append(listener)
+
+    def remove_room_listener(self, listener: Callable[[], None]) -> None:
+        """See ``RequestExecutor``."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def start(self, job: Job) -> None:
+        """Give it to a thread; while all are busy, to the first that is not any more."""
+        if self._pid != os.getpid():
+            self._reset()
+        if not job.daemon:
+            _awaited.add(job)
+        with self._lock:
+            if self._idle:
+                self._idle.pop().give(job)
+                return
+            if self._threads >= self.max_threads:
+                self._queue.append(job)
+                return
+            self._threads += 1
+        try:
+            _Worker(self, job).start(f"{self._name}-{next(self._numbers)}")
+        except BaseException:
+            with self._lock:
+                self._threads -= 1
+            _awaited.discard(job)
+            raise
+
+    def close(self) -> None:
+        """Let the idle threads end, and the busy ones when they are done; idempotent."""
+        if self._pid != os.getpid():
+            self._reset()
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._threads -= len(idle)
+        for worker in idle:
+            worker.give(None)
+
+    # --- what workers call ---
+
+    def next_job(self, worker: _Worker) -> Job | None:
+        """The worker is done with a job; None: there is no other, and it counts as idle or as gone."""
+        with self._lock:
+            if self._queue and not worker.superfluous:
+                return self._queue.popleft()
+            was_full = not self._idle and self._threads >= self.max_threads
+            if self._closed or self._threads > self.max_threads:
+                self._threads -= 1
+                worker.superfluous = True
+            else:
+                self._idle.append(worker)
+            if self._room_waiters:
+                self._room.notify()
+        if was_full:
+            for listener in self._listeners:
+                listener()
+        return None
+
+    def retire(self, worker: _Worker) -> bool:
+        """Whether the worker, which has waited in vain, may end."""
+        with self._lock:
+            if worker not in self._idle:
+                return False
+            self._idle.remove(worker)
+            self._threads -= 1
+            return True
+
+
+class _Worker:
+    """One thread. Its job is handed over by a lock of its own, which wakes it and no other."""
+
+    def __init__(self, pool: ThreadPool, job: Job) -> None:
+        self._pool = pool
+        self._job: Job | None = job
+        self._given = threading.Lock()
+        self._given.acquire()
+        self.superfluous = False
+
+    def start(self, name: str) -> None:
+        threading.Thread(target=self._live, name=name, daemon=True).start()
+
+    def give(self, job: Job | None) -> None:
+        """None: end."""
+        self._job = job
+        self._given.release()
+
+    def _live(self) -> None:
+        job = self._job
+        while job is not None:
+            self._job = None
+            try:
+                contextvars.Context().run(job.run)
+            except SystemExit:
+                pass  # It ends a thread without a word; this one is used again.
+            except BaseException as exc:
+                threading.excepthook(
+                    threading.ExceptHookArgs((type(exc), exc, exc.__traceback__, threading.current_thread()))
+                )
+            finally:
+                _awaited.discard(job)
+            del job  # And with it the request: an idle thread keeps nothing alive.
+            job = self._pool.next_job(self)
+            if job is None and not self.superfluous:
+                job = self._wait()
+
+    def _wait(self) -> Job | None:
+        while not self._given.acquire(timeout=_IDLE_SECONDS):
+            if self._pool.retire(self):
+                return None
+        return self._job
+
+
+def check_max_threads(value: object) -> None:
+    """Raise ``OptionError`` unless it is a number of threads."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError("max_threads", value, "has to be a whole number, at least 1")
+
+
+def check_when_full(value: object) -> None:
+    """Raise ``OptionError`` unless it is one of the two words."""
+    if value not in ("wait", "reject"):
+        raise OptionError("when_full", value, "has to be 'wait' or 'reject'")
+
+
+def _wait_for_jobs() -> None:
+    while _awaited:
+        time.sleep(0.01)
+
+
+def _forget_jobs() -> None:
+    _awaited.clear()
+
+
+# At the end of the process threads that are no daemons have been waited for, and daemons still run.
+atexit.register(_wait_for_jobs)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_jobs)

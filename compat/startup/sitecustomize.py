@@ -1,0 +1,46 @@
+"""Found by ``site`` in the Python processes that a program under ``python -m compat`` starts.
+
+Puts ``compat`` in the place of ``socketserver`` there, too, when that is imported; before, it costs nothing.
+"""
+
+import importlib
+import os
+import sys
+from importlib.machinery import PathFinder
+from typing import Any
+
+
+class _SocketserverFinder:
+    """Loads the standard library's module first, then ``compat``, and gives what stands in."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> Any:
+        if fullname != "socketserver":
+            return None
+        sys.meta_path.remove(self)
+        importlib.import_module(fullname)
+
+        sys.path.insert(0, os.environ["ASYNCSERVER_COMPAT"])
+        try:
+            from compat.__main__ import install_from_environment
+        finally:
+            sys.path.remove(os.environ["ASYNCSERVER_COMPAT"])
+        return install_from_environment().__spec__
+
+
+def _run_the_next_sitecustomize() -> None:
+    """There is one file of this name on the path that counts, and this one has displaced another."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    rest = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    spec = PathFinder.find_spec("sitecustomize", rest)
+    if spec is not None and spec.loader is not None:
+        from importlib.util import module_from_spec
+
+        module = module_from_spec(spec)
+        sys.modules["sitecustomize"] = module
+        spec.loader.exec_module(module)
+
+
+if "ASYNCSERVER_COMPAT" in os.environ and "socketserver" not in sys.modules:
+    finder: Any = _SocketserverFinder()
+    sys.meta_path.insert(0, finder)
+_run_the_next_sitecustomize()

@@ -1,0 +1,114 @@
+"""Puts this package in the place of the standard library's ``socketserver``, and takes it away again."""
+
+from __future__ import annotations
+
+import socketserver
+import sys
+import threading
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from compat import servers
+from compat.facade import GivesBack, StandIn
+from compat.stdlib import NAMES, UNLISTED_NAMES
+
+__all__ = ["install", "installed", "uninstall"]
+
+_NAME = "socketserver"
+
+
+class _Swap:
+    """What is installed in this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.displaced: ModuleType | None = None
+
+
+_swap = _Swap()
+
+
+def _classes() -> list[type]:
+    return [getattr(servers, name) for name in (*NAMES, *UNLISTED_NAMES) if hasattr(servers, name)]
+
+
+def _stand_in() -> StandIn:
+    module = StandIn(_NAME, socketserver.__doc__)
+    for each in _classes():
+        setattr(module, each.__name__, each)
+    module.__all__ = list(NAMES)
+    module.__file__ = servers.__file__
+    # With the original's, an import in progress would load that after all.
+    module.__loader__ = GivesBack(module)
+    module.__spec__ = ModuleSpec(_NAME, module.__loader__, origin=servers.__file__)
+    module.__package__ = ""
+    return module
+
+
+def install() -> None:
+    """Have ``import socketserver`` give the classes of this package, until ``uninstall()``.
+
+    Whatever has imported ``socketserver`` before keeps the standard library's classes, and so do
+    subclasses made of them: a ``RuntimeWarning`` names the modules. Call it first, or use ``python -m
+    compat``. May be called several times; as many ``uninstall()`` undo it.
+    """
+    with _swap.lock:
+        _swap.depth += 1
+        if _swap.depth > 1:
+            return
+        late = _modules_with_the_original()
+        _swap.displaced = sys.modules.get(_NAME)
+        for each in _classes():
+            each.__module__ = _NAME
+        sys.modules[_NAME] = _stand_in()
+    if late:
+        warnings.warn(
+            "imported before compat.install(), and still with the standard library's servers: "
+            + ", ".join(late),
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def uninstall() -> None:
+    """Undo ``install()``. Classes that were made in the meantime stay as they are.
+
+    Raises ``RuntimeError`` where nothing is installed.
+    """
+    with _swap.lock:
+        if not _swap.depth:
+            raise RuntimeError("compat.uninstall() without compat.install()")
+        _swap.depth -= 1
+        if _swap.depth:
+            return
+        for each in _classes():
+            each.__module__ = servers.__name__.partition(".")[0]
+        if _swap.displaced is None:
+            del sys.modules[_NAME]
+        else:
+            sys.modules[_NAME] = _swap.displaced
+        _swap.displaced = None
+
+
+@contextmanager
+def installed() -> Generator[ModuleType]:
+    """``install()`` for the time of a ``with`` block; gives the module that stands in."""
+    install()
+    try:
+        yield sys.modules[_NAME]
+    finally:
+        uninstall()
+
+
+def _modules_with_the_original() -> list[str]:
+    """Those that have the module, or classes made of its classes."""
+    ours = (__name__.partition(".")[0], "asyncserver", _NAME)
+    return sorted(
+        name
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] not in ours and getattr(module, "__dict__", {}).get(_NAME) is socketserver
+    )

@@ -1,0 +1,263 @@
+"""``Turns``: when a server's serving thread may go on, and what for."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import selectors
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from compat.executors import RequestExecutor
+from compat.waiting import LoopWaiter, UnwatchableError
+
+__all__ = ["Exhaustion", "LoopTurns", "SelectorTurns", "Turns", "reap"]
+
+logger = logging.getLogger("asyncserver")
+
+# No descriptors or no memory: accepting at once again would fail again, and burn the CPU.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# Seconds. At the longest, a server is back a second after the descriptors are.
+_FIRST_DELAY = 0.01
+_LONGEST_DELAY = 1.0
+
+# Seconds between two questions to a server that cannot be waited for, in `handle_request()`.
+_POLL_INTERVAL = 0.5
+
+# As in ForkingMixIn, for servers that are not made of it.
+_MAX_CHILDREN = 40
+
+# Seconds that a full server waits for one of its threads before it lets the loop run.
+_ROOM_LINGER = 0.001
+
+
+class Turns(Protocol):
+    """One call of ``serve_forever()`` or ``handle_request()``."""
+
+    in_vain: bool
+    """Whether the last turn has found no request where it had to be tried to know."""
+    spares_children: bool
+    """Whether nothing is accepted while there are ``max_children``, so that nobody has to wait for one."""
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether there is a request within ``timeout`` seconds; may return False early."""
+        ...
+
+    def wake(self) -> None:
+        """Let ``wait()`` return at once, if that is possible."""
+
+    def got_request(self) -> None:
+        """``get_request()`` has returned one."""
+
+    def failed(self, error: OSError) -> None:
+        """``get_request()`` has raised."""
+
+
+class SelectorTurns:
+    """By a selector that the program has put in the place of the standard library's (``_ServerSelector``)."""
+
+    in_vain = False
+    spares_children = False
+
+    def __init__(self, server: Any, selector: Any) -> None:
+        self._selector = selector
+        selector.register(server, selectors.EVENT_READ)
+
+    def wait(self, timeout: float | None) -> bool:
+        """See ``Turns``."""
+        return bool(self._selector.select(timeout))
+
+    def wake(self) -> None:
+        """A selector cannot be woken: it is asked again after the poll interval."""
+
+    def got_request(self) -> None:
+        """Nothing depends on it."""
+
+    def failed(self, error: OSError) -> None:
+        """The selector will say when to try again."""
+
+
+class Exhaustion:
+    """An episode without descriptors or memory: how long to wait before the next attempt to accept."""
+
+    def __init__(self) -> None:
+        self._delay = 0.0
+        self._resume_at = 0.0
+
+    def begin(self, error: OSError, server: Any) -> None:
+        """It goes on, or begins, which is logged."""
+        if not self._delay:
+            where = getattr(server, "server_address", None)
+            logger.error(
+                "%s at %r: out of descriptors or memory (%s); accepting goes on when that is over",
+                type(server).__name__,
+                where,
+                error,
+            )
+        self._delay = min(self._delay * 2 or _FIRST_DELAY, _LONGEST_DELAY)
+        self._resume_at = time.monotonic() + self._delay
+
+    def end(self, server: Any) -> None:
+        """A request has been accepted."""
+        if self._delay:
+            self._delay = self._resume_at = 0.0
+            logger.info("%s: accepting again", type(server).__name__)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the next attempt; zero or less when it is due."""
+        return self._resume_at - time.monotonic() if self._resume_at else 0.0
+
+
+class LoopTurns:
+    """By an event loop."""
+
+    def __init__(
+        self,
+        server: Any,
+        waiter: LoopWaiter,
+        exhaustion: Exhaustion,
+        executor: Callable[[], RequestExecutor | None],
+        *,
+        forever: bool,
+    ) -> None:
+        """``executor()`` gives what runs the requests; None where the class does that itself.
+
+        Raises ``ValueError`` where the server is closed, as registering it with a selector does.
+        """
+        self._server = server
+        self.waiter = waiter
+        self._exhaustion = exhaustion
+        self._executor = executor
+        self.forever = forever
+        self._listened_to: RequestExecutor | None = None
+        self._paused = False
+        self._polled = False
+        self.in_vain = False
+        self.spares_children = False
+        if not hasattr(server, "fileno"):
+            self._polled = True  # Requests from a queue or a table: nothing can be waited for.
+        elif (fd := server.fileno()) < 0:
+            raise ValueError(f"Invalid file descriptor: {fd}")
+
+    def close(self) -> None:
+        """Leave no listener behind."""
+        if self._listened_to is not None:
+            self._listened_to.remove_room_listener(self._on_room)
+
+    def wake(self) -> None:
+        """See ``Turns``."""
+        self.waiter.wake()
+
+    def got_request(self) -> None:
+        """See ``Turns``."""
+        self.in_vain = False
+        self._exhaustion.end(self._server)
+
+    def failed(self, error: OSError) -> None:
+        """See ``Turns``."""
+        if error.errno in _EXHAUSTED:
+            self._exhaustion.begin(error, self._server)
+
+    def wait(self, timeout: float | None) -> bool:
+        """See ``Turns``."""
+        children = getattr(self._server, "active_children", None)
+        if children is not None and not self._has_room_for_child(children, timeout):
+            return False
+        delay = self._exhaustion.seconds_left
+        if delay > 0:
+            self.waiter.wait(None, delay if timeout is None else min(timeout, delay))
+            return False
+        if not self._has_room(timeout):
+            return False
+        if self._polled:
+            return self._ask_again(timeout)
+        try:
+            return self.waiter.wait(self._fileno(), timeout)
+        except UnwatchableError:
+            self._polled = self.in_vain = True
+            return True
+        finally:
+            if self.waiter.child_ended:
+                self._reap()
+
+    def _fileno(self) -> int | None:
+        """What the server is to be waited for by now; None while it is closed or has no socket."""
+        with suppress(AttributeError, OSError, ValueError):
+            fd = self._server.fileno()
+            if isinstance(fd, int) and fd >= 0:
+                return fd
+        return None
+
+    def _ask_again(self, timeout: float | None) -> bool:
+        """There is nothing to be waited for: the server has to be asked whether there is a request."""
+        if self.in_vain:
+            interval = _POLL_INTERVAL if timeout is None else timeout
+            self.waiter.wait(None, interval if self.forever else min(interval, _POLL_INTERVAL))
+        elif self.waiter.tasks:
+            self.waiter.wait(None, 0)
+        self.in_vain = True
+        return True
+
+    # --- executors that are full ---
+
+    def _has_room(self, timeout: float | None) -> bool:
+        executor = self._executor()
+        if executor is None or executor.has_room() or executor.rejects:
+            return True
+        linger = _ROOM_LINGER if timeout is None else min(timeout, _ROOM_LINGER)
+        if not self.waiter.tasks and executor.wait_for_room(max(linger, 0.0)):
+            return True
+        self._listen_to(executor)
+        self._paused = True
+        try:
+            if not executor.has_room():
+                self.waiter.wait(None, timeout)
+        finally:
+            self._paused = False
+        return False
+
+    def _listen_to(self, executor: RequestExecutor) -> None:
+        if executor is not self._listened_to:
+            self.close()
+            self._listened_to = executor
+            executor.add_room_listener(self._on_room)
+
+    def _on_room(self) -> None:
+        if self._paused:
+            self.waiter.wake()
+
+    # --- children ---
+
+    def _has_room_for_child(self, children: set[int], timeout: float | None) -> bool:
+        """Below ``max_children``, and while the server has as many: wait for the end of one."""
+        self.spares_children = self.waiter.watch_children(children) and self.forever
+        if self.waiter.child_ended:
+            self._reap()
+        if not self.spares_children or len(children) < getattr(self._server, "max_children", _MAX_CHILDREN):
+            return True
+        self.waiter.wait(None, timeout)
+        if self.waiter.child_ended:
+            self._reap()
+        return False
+
+    def _reap(self) -> None:
+        self.waiter.child_ended = False
+        collect = getattr(self._server, "collect_children", None)
+        if collect is not None:
+            collect()
+        else:
+            reap(self._server.active_children, blocking=False)
+
+
+def reap(children: set[int] | None, *, blocking: bool) -> None:
+    """Wait for the children that have ended, or for all; each that is gone is taken out of the set."""
+    for pid in list(children or ()):
+        with suppress(OSError):
+            if os.waitpid(pid, 0 if blocking else os.WNOHANG)[0] == 0:
+                continue
+        (children or set()).discard(pid)
