@@ -14,6 +14,7 @@ from asyncserver import (
     TLSConfigurationError,
     __version__,
 )
+from asyncserver.cli_compat import compat_command
 from asyncserver.cli_options import (
     ENVIRONMENT_PREFIX,
     GROUPS,
@@ -187,7 +188,7 @@ _serve = ServeCommand(
 
 _commands = click.Group(
     "asyncserver",
-    commands=[_serve],
+    commands=[_serve, compat_command],
     params=[
         click.Option(
             ["--version"],
