@@ -2,6 +2,7 @@
 
     python benchmarks/run.py            everything: twenty minutes
     python benchmarks/run.py --quick    does everything work? no figures to quote
+    python benchmarks/run.py --suite compat   compat beside the standard library's socketserver
     python benchmarks/run.py --work echo,churn --servers ours-uvloop,uvloop-protocol --rounds 5 --seconds 2
 
 README.md beside this file tells the method and what the columns mean.
@@ -16,22 +17,24 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness import building, machine, measuring, processes, report, servers, targets, workloads
+from harness import building, machine, measuring, processes, report, servers, workloads
 from harness.measuring import Conditions
 from harness.processes import Certificate, ServerFailedError
 from harness.report import Run
 from harness.results import Failure, Results
 from harness.servers import Server
+from harness.suites import SUITES
 from harness.workloads import Workload
 
 RESULTS = building.HERE / "results"
 
 
 def command_line() -> argparse.Namespace:
-    """Parse the options; `work` and `servers` become lists of what they name."""
+    """Parse the options; `suite`, `work` and `servers` become what they name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--suite", choices=SUITES, default="peers", help="which work, servers and targets")
     parser.add_argument(
         "--work", default="", help="families or keys, by commas: echo, lines, churn, tls-64-c64, ..."
     )
@@ -45,12 +48,15 @@ def command_line() -> argparse.Namespace:
         "--attempts", type=int, default=1, help="for a cell that other work on the cores disturbed"
     )
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
-    parser.add_argument("--name", help="of the result files (default: full, quick, or last for a part)")
+    parser.add_argument(
+        "--name", help="of the result files (default: full or compat; quick; last for a part)"
+    )
     parser.add_argument("--list", action="store_true", help="show what --work and --servers can name")
     options = parser.parse_args()
     try:
-        options.work = workloads.select(names(options.work))
-        options.servers = servers.select(names(options.servers))
+        options.suite = SUITES[options.suite]
+        options.work = workloads.select(names(options.work), options.suite.workloads)
+        options.servers = servers.select(names(options.servers), options.suite.servers)
     except ValueError as error:
         parser.error(str(error))
     if options.quick:
@@ -67,8 +73,9 @@ def result_name(options: argparse.Namespace) -> str:
     """Return the stem of the result files: only a whole run replaces the whole table."""
     if options.name:
         return str(options.name)
-    whole = len(options.work) == len(workloads.WORKLOADS) and len(options.servers) == len(servers.SERVERS)
-    return ("quick" if options.quick else "full") if whole else "last"
+    suite = options.suite
+    whole = len(options.work) == len(suite.workloads) and len(options.servers) == len(suite.servers)
+    return ("quick" if options.quick else suite.result) if whole else "last"
 
 
 def usable(python: str, wanted: Sequence[Server]) -> tuple[list[Server], list[str]]:
@@ -161,8 +168,8 @@ def main() -> int:
     """Run from the command line; exit status 1 when a cell failed or had errors."""
     options = command_line()
     if options.list:
-        print("work:   ", *(workload.key for workload in workloads.WORKLOADS))
-        print("servers:", *(server.name for server in servers.SERVERS))
+        print("work:   ", *(workload.key for workload in options.suite.workloads))
+        print("servers:", *(server.name for server in options.suite.servers))
         return 0
     work, impossible = possible_work(options.work, building.build_loadgen())
     able, unusable = usable(options.python, options.servers)
@@ -173,8 +180,10 @@ def main() -> int:
     if cores.server is None:
         print("only one core: server and load share it, figures mean little", file=sys.stderr)
     results = run(options, work, able)
-    verdicts = results.verdicts(targets.TARGETS)
+    verdicts = results.verdicts(options.suite.targets)
     described = Run(
+        options.suite.name,
+        options.suite.title,
         machine.identify(options.python),
         options.rounds,
         options.seconds,

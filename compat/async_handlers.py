@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from asyncserver import Stream, loop_factory
@@ -17,34 +16,34 @@ __all__ = [
     "AsyncDatagramRequestHandler",
     "AsyncRequestHandler",
     "AsyncStreamRequestHandler",
-    "Collected",
-    "collecting",
+    "collect",
+    "run_to_end",
 ]
 
 
-class Collected:
-    """What ``finish_request()`` has made while somebody waited for it."""
-
-    def __init__(self, server: Any) -> None:
-        self.server = server
-        self.handler: AsyncRequestHandler | None = None
-
-
 class _Here(threading.local):
-    collected: Collected | None = None
+    """What a thread is doing."""
+
+    collecting: Any = None
+    """The server whose ``finish_request()`` is to make a handler without running it."""
+    collected: AsyncRequestHandler | None = None
 
 
 _here = _Here()
 
 
-@contextmanager
-def collecting(server: Any) -> Generator[Collected]:
-    """The next async handler that is made for ``server`` in this thread is not run but collected."""
-    outer, _here.collected = _here.collected, Collected(server)
+def collect(server: Any, request: Any, client_address: Any) -> AsyncRequestHandler | None:
+    """Call ``finish_request()``. An async handler that it makes is not run but returned."""
+    here = _here
+    outer = here.collecting
+    here.collecting = server
     try:
-        yield _here.collected
+        server.finish_request(request, client_address)
+        handler = here.collected
     finally:
-        _here.collected = outer
+        here.collecting = outer
+        here.collected = None
+    return handler
 
 
 class AsyncRequestHandler:
@@ -59,11 +58,10 @@ class AsyncRequestHandler:
         self.request = request
         self.client_address = client_address
         self.server = server
-        collected = _here.collected
-        if collected is not None and collected.server is server and collected.handler is None:
-            collected.handler = self
+        if _here.collecting is server and _here.collected is None:
+            _here.collected = self
         else:
-            _run_to_end(self)
+            run_to_end(self)
 
     async def setup(self) -> None:
         """Called before ``handle()``. If it raises, neither that nor ``finish()`` is called."""
@@ -139,7 +137,8 @@ async def send_to(sock: socket.socket, data: bytes, address: Any) -> None:
             return
 
 
-def _run_to_end(handler: AsyncRequestHandler) -> None:
+def run_to_end(handler: AsyncRequestHandler) -> None:
+    """Run it in a loop of its own, and return when it is done. Raises what it raises."""
     if is_loop_running():
         failure: list[BaseException] = []
 

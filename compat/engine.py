@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from asyncserver import LoopName, loop_factory
-from compat.async_handlers import AsyncRequestHandler, collecting
+from compat.async_handlers import AsyncRequestHandler, collect, run_to_end
 from compat.defaults import DEFAULTS
 from compat.executors import CallingThread, ChildProcesses, FreshThreads, RequestExecutor, as_executor
 from compat.jobs import JobCounter, RequestJob
@@ -37,7 +37,7 @@ class Engine:
         self._server = weakref.ref(server)
         self.turns: dict[int, Turns] = {}
         self.jobs = JobCounter()
-        self._exhaustion = Exhaustion()
+        self.exhaustion = Exhaustion()
         self._spare: list[LoopWaiter] = []
         self._executors: dict[Any, RequestExecutor] = {}
         self._closed = False
@@ -69,7 +69,7 @@ class Engine:
             return
         waiter = self._spare.pop() if self._spare else LoopWaiter(loop_factory(loop_of(server)))
         try:
-            loop_turns = LoopTurns(server, waiter, self._exhaustion, self.executor, forever=forever)
+            loop_turns = LoopTurns(server, waiter, self.exhaustion, self._executor_if_any, forever=forever)
             self._closed = False
             with closing(loop_turns), self._registered(loop_turns):
                 yield loop_turns
@@ -100,9 +100,8 @@ class Engine:
 
     # --- executors ---
 
-    def executor(self) -> RequestExecutor | None:
+    def executor(self, server: Any) -> RequestExecutor | None:
         """What runs the requests now; None where the class does that itself."""
-        server = self.server
         spec = getattr(server, "request_executor", None)
         if spec is None:
             max_threads = getattr(server, "max_threads", None)
@@ -117,6 +116,9 @@ class Engine:
         if executor is None:
             executor = self._executors[spec] = as_executor(spec, self._make_pool)
         return executor
+
+    def _executor_if_any(self, server: Any) -> RequestExecutor | None:
+        return self.executor(server) if names_executor(server) else None
 
     def _own_pool(self, server: Any, max_threads: int) -> ThreadPool:
         pool = self._executors.get("max_threads")
@@ -174,6 +176,15 @@ def loop_of(server: Any) -> LoopName:
     return DEFAULTS.loop if name is None else name
 
 
+def names_executor(server: Any) -> bool:
+    """Whether something else than the class decides where requests run."""
+    return (
+        DEFAULTS.executor is not None
+        or getattr(server, "max_threads", None) is not None
+        or getattr(server, "request_executor", None) is not None
+    )
+
+
 def check_options(server: Any) -> None:
     """Raise ``OptionError`` for what would fail with the first request."""
     max_threads = getattr(server, "max_threads", None)
@@ -191,8 +202,10 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
     if isinstance(handler_class, type) and issubclass(handler_class, AsyncRequestHandler):
         serve_here(server, request, client_address)
         return True
+    if not names_executor(server):
+        return False
     engine = engine_of(server)
-    executor = engine.executor()
+    executor = engine.executor(server)
     if executor is None or _does_that_itself(server, executor):
         return False
     if not executor.has_room():
@@ -223,17 +236,14 @@ def serve_here(server: Any, request: Any, client_address: Any) -> None:
 
     Where nobody drives a loop (``handle_request()``, loops of the program's own) it ends here.
     """
-    turns = engine_of(server).current_turns()
-    if not isinstance(turns, LoopTurns) or not turns.forever:
-        server.finish_request(request, client_address)
-        server.shutdown_request(request)
-        return
-    with collecting(server) as collected:
-        server.finish_request(request, client_address)
-    if collected.handler is None:
-        server.shutdown_request(request)
-    else:
-        turns.waiter.spawn(_serve_async(server, request, client_address, collected.handler))
+    handler = collect(server, request, client_address)
+    if handler is not None:
+        turns = engine_of(server).current_turns()
+        if isinstance(turns, LoopTurns) and turns.forever:
+            turns.waiter.spawn(_serve_async(server, request, client_address, handler))
+            return
+        run_to_end(handler)
+    server.shutdown_request(request)
 
 
 async def _serve_async(server: Any, request: Any, client_address: Any, handler: AsyncRequestHandler) -> None:

@@ -23,17 +23,12 @@ LISTEN_QUEUE = 1024
 
 
 class _ShutdownRequest:
-    """``_BaseServer__shutdown_request``, in the instance as ever; setting it wakes the server up."""
+    """``_BaseServer__shutdown_request``, in the instance as ever; setting it wakes the server up.
+
+    There is no ``__get__``, so that reading it finds the instance's own without a call in between.
+    """
 
     _NAME = "_BaseServer__shutdown_request"
-
-    def __get__(self, server: Any, owner: type) -> Any:
-        if server is None:
-            return self
-        try:
-            return server.__dict__[self._NAME]
-        except KeyError:
-            raise AttributeError(f"{owner.__name__!r} object has no attribute {self._NAME!r}") from None
 
     def __set__(self, server: Any, value: Any) -> None:
         vars(server)[self._NAME] = value
@@ -44,6 +39,10 @@ class _ShutdownRequest:
 
     def __delete__(self, server: Any) -> None:
         del vars(server)[self._NAME]
+
+    def __bool__(self) -> bool:
+        """What a server has that was never initialized."""
+        return False
 
 
 class EventLoopMixIn(socketserver.BaseServer):
@@ -175,14 +174,15 @@ class EventLoopMixIn(socketserver.BaseServer):
 
     def _handle_request_noblock(self) -> None:
         """Handle one request that is there; also called by programs with loops of their own."""
-        turns = engine_of(self).current_turns()
         try:
             request, client_address = self.get_request()
         except OSError as error:
+            turns = engine_of(self).current_turns()
             if turns is not None:
                 turns.failed(error)
             return
-        if turns is not None:
+        turns = engine_of(self).current_turns()
+        if turns is not None and turns.expectant:
             turns.got_request()
         if self.verify_request(request, client_address):
             try:

@@ -40,6 +40,8 @@ class Turns(Protocol):
 
     in_vain: bool
     """Whether the last turn has found no request where it had to be tried to know."""
+    expectant: bool
+    """Whether ``got_request()`` has to be called."""
     spares_children: bool
     """Whether nothing is accepted while there are ``max_children``, so that nobody has to wait for one."""
 
@@ -61,6 +63,7 @@ class SelectorTurns:
     """By a selector that the program has put in the place of the standard library's (``_ServerSelector``)."""
 
     in_vain = False
+    expectant = False
     spares_children = False
 
     def __init__(self, server: Any, selector: Any) -> None:
@@ -85,12 +88,13 @@ class Exhaustion:
     """An episode without descriptors or memory: how long to wait before the next attempt to accept."""
 
     def __init__(self) -> None:
+        self.lasts = False
         self._delay = 0.0
         self._resume_at = 0.0
 
     def begin(self, error: OSError, server: Any) -> None:
         """It goes on, or begins, which is logged."""
-        if not self._delay:
+        if not self.lasts:
             where = getattr(server, "server_address", None)
             logger.error(
                 "%s at %r: out of descriptors or memory (%s); accepting goes on when that is over",
@@ -98,19 +102,21 @@ class Exhaustion:
                 where,
                 error,
             )
+        self.lasts = True
         self._delay = min(self._delay * 2 or _FIRST_DELAY, _LONGEST_DELAY)
         self._resume_at = time.monotonic() + self._delay
 
     def end(self, server: Any) -> None:
         """A request has been accepted."""
-        if self._delay:
-            self._delay = self._resume_at = 0.0
+        if self.lasts:
+            self.lasts = False
+            self._delay = 0.0
             logger.info("%s: accepting again", type(server).__name__)
 
     @property
     def seconds_left(self) -> float:
         """Until the next attempt; zero or less when it is due."""
-        return self._resume_at - time.monotonic() if self._resume_at else 0.0
+        return self._resume_at - time.monotonic()
 
 
 class LoopTurns:
@@ -121,11 +127,11 @@ class LoopTurns:
         server: Any,
         waiter: LoopWaiter,
         exhaustion: Exhaustion,
-        executor: Callable[[], RequestExecutor | None],
+        executor: Callable[[Any], RequestExecutor | None],
         *,
         forever: bool,
     ) -> None:
-        """``executor()`` gives what runs the requests; None where the class does that itself.
+        """``executor(server)`` gives what runs the requests; None where the class does that itself.
 
         Raises ``ValueError`` where the server is closed, as registering it with a selector does.
         """
@@ -139,8 +145,9 @@ class LoopTurns:
         self._polled = False
         self.in_vain = False
         self.spares_children = False
+        self.expectant = exhaustion.lasts
         if not hasattr(server, "fileno"):
-            self._polled = True  # Requests from a queue or a table: nothing can be waited for.
+            self._polled = self.expectant = True  # A queue, or a table: nothing can be waited for.
         elif (fd := server.fileno()) < 0:
             raise ValueError(f"Invalid file descriptor: {fd}")
 
@@ -156,42 +163,42 @@ class LoopTurns:
     def got_request(self) -> None:
         """See ``Turns``."""
         self.in_vain = False
-        self._exhaustion.end(self._server)
+        self.expectant = self._polled
+        if self._exhaustion.lasts:
+            self._exhaustion.end(self._server)
 
     def failed(self, error: OSError) -> None:
         """See ``Turns``."""
         if error.errno in _EXHAUSTED:
+            self.expectant = True
             self._exhaustion.begin(error, self._server)
 
     def wait(self, timeout: float | None) -> bool:
         """See ``Turns``."""
-        children = getattr(self._server, "active_children", None)
+        server = self._server
+        children = getattr(server, "active_children", None)
         if children is not None and not self._has_room_for_child(children, timeout):
             return False
-        delay = self._exhaustion.seconds_left
-        if delay > 0:
+        if self._exhaustion.lasts and (delay := self._exhaustion.seconds_left) > 0:
             self.waiter.wait(None, delay if timeout is None else min(timeout, delay))
             return False
-        if not self._has_room(timeout):
+        executor = self._executor(server)
+        if executor is not None and not self._has_room(executor, timeout):
             return False
         if self._polled:
             return self._ask_again(timeout)
         try:
-            return self.waiter.wait(self._fileno(), timeout)
+            fd: int = server.fileno()
+        except (AttributeError, OSError, ValueError):
+            fd = -1  # It has no socket at the moment.
+        try:
+            return self.waiter.wait(fd if fd >= 0 else None, timeout)
         except UnwatchableError:
-            self._polled = self.in_vain = True
+            self._polled = self.expectant = self.in_vain = True
             return True
         finally:
             if self.waiter.child_ended:
                 self._reap()
-
-    def _fileno(self) -> int | None:
-        """What the server is to be waited for by now; None while it is closed or has no socket."""
-        with suppress(AttributeError, OSError, ValueError):
-            fd = self._server.fileno()
-            if isinstance(fd, int) and fd >= 0:
-                return fd
-        return None
 
     def _ask_again(self, timeout: float | None) -> bool:
         """There is nothing to be waited for: the server has to be asked whether there is a request."""
@@ -205,9 +212,8 @@ class LoopTurns:
 
     # --- executors that are full ---
 
-    def _has_room(self, timeout: float | None) -> bool:
-        executor = self._executor()
-        if executor is None or executor.has_room() or executor.rejects:
+    def _has_room(self, executor: RequestExecutor, timeout: float | None) -> bool:
+        if executor.has_room() or executor.rejects:
             return True
         linger = _ROOM_LINGER if timeout is None else min(timeout, _ROOM_LINGER)
         if not self.waiter.tasks and executor.wait_for_room(max(linger, 0.0)):

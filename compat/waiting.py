@@ -6,7 +6,7 @@ import asyncio
 import os
 import select
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -44,6 +44,8 @@ class LoopWaiter:
         self._make_loop = make_loop
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: int | None = None
+        self._asked: int | None = None
+        self._is_readable: Callable[[int], Sequence[object]] = _nothing
         self._found = False
         self._woken = False
         self._busy = False
@@ -62,25 +64,29 @@ class LoopWaiter:
         Returns early, with False, after ``wake()`` and when a child has ended. Raises
         ``UnwatchableError``, and whatever a signal handler or a task raises out of the loop.
         """
-        if fd is not None and self._readable_already(fd, timeout):
-            self._busy = True
-            self._in_a_row += 1
-            return True
+        if fd is not None:
+            if fd != self._asked:
+                self._asked, self._is_readable = fd, _poll_for(fd)
+            if not self.tasks and self._busy and not self._woken:
+                linger = timeout is None or timeout * 1000 > _LINGER_MILLISECONDS
+                if self._is_readable(_LINGER_MILLISECONDS if linger else 0):
+                    return True
+            elif self._readable_already(fd):
+                return True
         if timeout is not None and timeout <= 0 and not self.tasks and self._loop is None:
             return False
         self._in_a_row = 0
         self._busy = self._run_loop(fd, timeout)
         return self._busy
 
-    def _readable_already(self, fd: int, timeout: float | None) -> bool:
-        if self.tasks:
-            return self._in_a_row < _MOST_IN_A_ROW and is_readable(fd, 0)
-        linger = self._busy and not self._woken and (timeout is None or timeout * 1000 > _LINGER_MILLISECONDS)
-        if not is_readable(fd, _LINGER_MILLISECONDS if linger else 0):
+    def _readable_already(self, fd: int) -> bool:
+        if (self.tasks and self._in_a_row >= _MOST_IN_A_ROW) or not self._is_readable(0):
             return False
-        if not self._busy and fd == self._watched and self._loop is not None:
+        if not self._busy and fd == self._watched:
             # The loop should have said so: the number may be that of another file now.
             self._watch(None)
+        self._busy = True
+        self._in_a_row += 1
         return True
 
     def _run_loop(self, fd: int | None, timeout: float | None) -> bool:
@@ -230,13 +236,13 @@ class LoopWaiter:
             loop.is_closed = _yes  # type: ignore[method-assign]  # Or its finalizer would close it.
 
 
-def is_readable(fd: int, milliseconds: int) -> bool:
-    """Whether reading would not block, or would fail, as ``selectors`` has it."""
+def _poll_for(fd: int) -> Callable[[int], Sequence[object]]:
+    """A function of milliseconds: it gives something if reading does not block, or fails, within them."""
     if not hasattr(select, "poll"):
-        return bool(select.select([fd], [], [], milliseconds / 1000)[0])
+        return lambda milliseconds: select.select([fd], [], [], milliseconds / 1000)[0]
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(milliseconds))
+    return poll.poll
 
 
 def is_loop_running() -> bool:
@@ -250,6 +256,10 @@ def is_loop_running() -> bool:
 
 async def _wait_for(tasks: set[asyncio.Task[None]]) -> None:
     await asyncio.wait(tasks)
+
+
+def _nothing(milliseconds: int) -> Sequence[object]:
+    return ()
 
 
 def _yes() -> bool:

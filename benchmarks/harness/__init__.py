@@ -5,6 +5,8 @@ Modules, each importing only from those above it:
     workloads   the work, as data
     servers     the servers, as data
     targets     what is asked of our servers, as data
+    compat_suite  all three again: compat beside the standard library
+    suites      what can be run as a whole
     machine     what the figures were measured on
     building    make the native parts
     processes   start, pin, watch and stop a server

@@ -39,7 +39,9 @@ class Sample:
     all were open). `cpu_us` is the server's user and system time for an operation in microseconds, 0 if
     unknown; latencies are in microseconds too. `load_share` is how much of its core the load generator used,
     `disturbed` the part of the window in which the server or the load was ready to run and the core did other
-    work; both are 0 without a window.
+    work, where that can be told (of a server with workers: the load alone); both are 0 without a window.
+    `compared_with` is the server to which the ratios are. `timeouts` are
+    clients of a burst that were not served within its limit; they are in the latencies with what they waited.
     """
 
     server: str
@@ -55,6 +57,8 @@ class Sample:
     latency_us: dict[str, float]
     errors: int
     first_error: str | None
+    compared_with: str
+    timeouts: int = 0
     memory_before_kib: int = 0
     memory_held_kib: int = 0
     memory_per_connection_kib: float = 0.0
@@ -80,21 +84,23 @@ def measure_once(server: Server, workload: Workload, number: int, conditions: Co
 
     Raises ServerFailedError when the server does not come up or dies, or when the load gives no result.
     """
+    if workload.mode == "shutdown":
+        return _sample(server, workload, number, _shut_down(server, workload, conditions))
     port = processes.free_port()
     command = processes.server_command(server, workload, port, conditions.python, conditions.tls)
     with processes.running(command, port, conditions.cores.server) as running:
         if not conditions.cold and not workload.tls:
-            _probe(running)
-        load = _LoadRun(running, workload, conditions)
-        sample = _sample(server, workload, number, load)
+            _probe(running, workload)
+        load = _LoadRun(running, server, workload, conditions)
+        sample = _sample(server, workload, number, load.answer, load.memory_before, load.memory_held)
         if not running.alive():
             raise ServerFailedError(f"ended during the work: {running.error_text()}")
         return sample
 
 
-def _probe(server: RunningServer) -> None:
+def _probe(server: RunningServer, workload: Workload) -> None:
     try:
-        processes.probe(server.port)
+        (processes.probe_datagram if workload.mode == "udp" else processes.probe)(server.port)
     except OSError as error:
         raise ServerFailedError(server.error_text() or str(error)) from error
 
@@ -102,44 +108,67 @@ def _probe(server: RunningServer) -> None:
 class _LoadRun:
     """A run of the load generator: `answer` is its result, memory is the server's, in KiB."""
 
-    def __init__(self, server: RunningServer, workload: Workload, conditions: Conditions) -> None:
+    def __init__(
+        self, running: RunningServer, server: Server, workload: Workload, conditions: Conditions
+    ) -> None:
         self.memory_before = self.memory_held = 0
-        self._server = server
-        self._limit = conditions.warmup + conditions.seconds + 120
-        watched = ",".join(map(str, server.process_ids()))
-        command = [str(LOADGEN), *workload.options(), "--port", str(server.port), "--watch", watched]
+        self._server = running
+        self._limit = conditions.warmup + conditions.seconds + 120 + workload.limit * workload.repeat
+        # Children that come and go are counted when they have ended, in the figures of their parent.
+        watched = ",".join(map(str, [running.process.pid] if server.workers else running.process_ids()))
+        command = [str(LOADGEN), *workload.options(), "--port", str(running.port), "--watch", watched]
         command += ["--warmup", str(conditions.warmup), "--seconds", str(conditions.seconds)]
         if workload.mode == "idle":
             time.sleep(SETTLE)
-            self.memory_before = server.resident_kib()
+            self.memory_before = running.resident_kib()
         self.answer = self._run(command, workload, conditions)
 
     def _run(self, command: list[str], workload: Workload, conditions: Conditions) -> dict[str, Any]:
         process = processes.start_pinned(command, conditions.cores.load)
         assert process.stdout is not None
-        try:
-            if workload.mode == "idle":
-                process.stdout.readline()  # the load generator ends by itself if this never comes
-                time.sleep(SETTLE)
-                self.memory_held = self._server.resident_kib()
-            output, _ = process.communicate(timeout=self._limit)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise ServerFailedError("the load generator did not end") from None
-        try:
-            answer: dict[str, Any] = json.loads(output.splitlines()[-1])
-        except (IndexError, ValueError):
-            raise ServerFailedError(f"the load generator gave no result: {output!r}") from None
-        return answer
+        if workload.mode == "idle":
+            process.stdout.readline()  # the load generator ends by itself if this never comes
+            time.sleep(SETTLE)
+            self.memory_held = self._server.resident_kib()
+        return _answer_of(process, self._limit, "the load generator")
 
 
-def _sample(server: Server, workload: Workload, number: int, load: _LoadRun) -> Sample:
-    answer = load.answer
+def _shut_down(server: Server, workload: Workload, conditions: Conditions) -> dict[str, Any]:
+    """Run the script that measures itself, where the server would run."""
+    command = processes.shutdown_command(server, workload, conditions.python)
+    with processes.started(command, conditions.cores.server) as process:
+        return _answer_of(process, 60 + 2 * workload.connections, "the server")
+
+
+def _answer_of(process: subprocess.Popen[bytes], limit: float, name: str) -> dict[str, Any]:
+    """Return the JSON on the last line of what the process writes, once it has ended."""
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise ServerFailedError(f"{name} did not end") from None
+    try:
+        answer: dict[str, Any] = json.loads(output.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise ServerFailedError(f"{name} gave no result: {output!r}") from None
+    return answer
+
+
+def _sample(
+    server: Server,
+    workload: Workload,
+    number: int,
+    answer: dict[str, Any],
+    memory_before: int = 0,
+    memory_held: int = 0,
+) -> Sample:
     operations = answer["operations"]
     ticks = answer.get("server_user_seconds", 0.0) + answer.get("server_system_seconds", 0.0)
-    waited = max(answer.get("server_waited_seconds", 0.0), answer["own_waited_seconds"])
-    held = load.memory_held - load.memory_before
+    waited = answer.get("own_waited_seconds", 0.0)
+    if not server.workers:
+        waited = max(waited, answer.get("server_waited_seconds", 0.0))
+    held = memory_held - memory_before
     return Sample(
         server=server.name,
         workload=workload.key,
@@ -154,7 +183,9 @@ def _sample(server: Server, workload: Workload, number: int, load: _LoadRun) -> 
         latency_us=answer["latency_us"],
         errors=answer["errors"],
         first_error=answer["first_error"],
-        memory_before_kib=load.memory_before,
-        memory_held_kib=load.memory_held,
-        memory_per_connection_kib=held / operations if operations and load.memory_held else 0.0,
+        compared_with=server.yardstick or workload.yardstick,
+        timeouts=answer.get("timeouts", 0),
+        memory_before_kib=memory_before,
+        memory_held_kib=memory_held,
+        memory_per_connection_kib=held / operations if operations and memory_held else 0.0,
     )

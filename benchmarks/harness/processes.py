@@ -125,7 +125,8 @@ def server_command(
     """Return the command line that makes `server` do `workload` on `port`."""
     if server.binary:
         return [str(BUILD / server.binary), "--port", str(port)]
-    command = [python, str(HERE / "servers" / server.script), "--port", str(port), *server.options]
+    command = [python, str(HERE / "servers" / server.script), "--port", str(port)]
+    command += [*server.options, *workload.server_options]
     if workload.server_work != "echo":
         command += ["--work", workload.server_work]
     if workload.tls:
@@ -134,16 +135,32 @@ def server_command(
     return command
 
 
+def shutdown_command(server: Server, workload: Workload, python: str) -> list[str]:
+    """Return the command line that makes `server` time its own shutdown()."""
+    script = str(HERE / "servers" / "shutdowns.py")
+    return [python, script, *server.options, "--times", str(workload.connections)]
+
+
+@contextlib.contextmanager
+def started(command: list[str], core: int | None) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `command`, which ends by itself; it is killed when the block is left before that."""
+    process = start_pinned(command, core, environment=_environment())
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
 @contextlib.contextmanager
 def running(command: list[str], port: int, core: int | None) -> Iterator[RunningServer]:
     """Run the server `command` until the block ends.
 
     Raises ServerFailedError when it ends early or does not say within 20 s that it listens.
     """
-    # The checkout is what is measured, whatever else of that name is installed.
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop())
-    server = RunningServer(start_pinned(command, core, errors, environment), port, errors)
+    server = RunningServer(start_pinned(command, core, errors, _environment()), port, errors)
     try:
         if not _says_ready(server.process):
             raise ServerFailedError(server.error_text() or "no word that it listens")
@@ -163,10 +180,12 @@ def free_port() -> int:
     Each call gives another one, so that no server meets the TIME_WAIT sockets of those before it.
     """
     for port in itertools.islice(_ports, 1000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
+        with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                stream.bind(("127.0.0.1", port))
+                datagrams.bind(("127.0.0.1", port))
+                return port
     raise ServerFailedError("no free port between 20000 and 32000")
 
 
@@ -181,6 +200,21 @@ def probe(port: int, message: bytes = b"probe\n") -> None:
             received += chunk
         connection.shutdown(socket.SHUT_WR)
         connection.recv(100)
+
+
+def probe_datagram(port: int, message: bytes = b"probe") -> None:
+    """Have one datagram echoed."""
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.connect(("127.0.0.1", port))
+        client.send(message)
+        if client.recv(100) != message:
+            raise ServerFailedError("answered the first datagram with something else")
+
+
+def _environment() -> dict[str, str]:
+    """The checkout is what is measured, whatever else of that name is installed."""
+    return {**os.environ, "PYTHONPATH": str(HERE.parent)}
 
 
 def _says_ready(process: subprocess.Popen[bytes]) -> bool:

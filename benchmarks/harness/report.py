@@ -11,7 +11,7 @@ from typing import Any
 from .machine import Machine
 from .measuring import Sample
 from .results import Results, Verdict
-from .tables import compact, markdown_table, ranged, rows_of
+from .tables import compact, markdown_table, ranged, rows_of, yardsticks
 from .workloads import Workload
 
 
@@ -19,6 +19,8 @@ from .workloads import Workload
 class Run:
     """How a run was made. Times in seconds."""
 
+    suite: str
+    title: str
     machine: Machine
     rounds: int
     seconds: float
@@ -50,14 +52,20 @@ def target_table(verdicts: Iterable[Verdict]) -> str:
 
 def workload_table(results: Results, workload: Workload) -> str:
     """Write the figures of all servers in one workload, the best first."""
-    note = "" if workload.mode == "idle" else f" Ratios are to {workload.yardstick}, of the same round."
+    note = "" if workload.mode in ("idle", "burst", "shutdown") else _note_on_ratios(results, workload)
     table = markdown_table(rows_of(results, workload))
     return f"### {workload.describe()}\n\n`{workload.key}`.{note}\n\n{table}"
 
 
+def _note_on_ratios(results: Results, workload: Workload) -> str:
+    names = yardsticks(results, workload)
+    to = f"to {next(iter(names))}" if len(names) == 1 else "to what each server is compared with"
+    return f" Ratios are {to}, of the same round."
+
+
 def markdown(run: Run, results: Results, workloads: Sequence[Workload], verdicts: Sequence[Verdict]) -> str:
     """Write the whole report."""
-    parts = ["# Benchmark results", run.machine.describe(), run.describe()]
+    parts = [f"# {run.title}", run.machine.describe(), run.describe()]
     parts += ["## Targets", target_table(verdicts), "## Figures"]
     parts += [workload_table(results, work) for work in workloads if results.servers(work.key)]
     notes = [f"* {text}" for text in (*run.left_out, *_trouble(results))]
@@ -89,6 +97,8 @@ def progress(sample: Sample) -> str:
     """Write one sample as one line."""
     line = f"{sample.workload:18} {sample.server:20} {compact(sample.rate):>8}/s  {sample.cpu_us:7.2f} us"
     line += f"  p99 {compact(sample.latency_us['p99']):>6} us"
+    if sample.timeouts:
+        line += f"  timed out {sample.timeouts}"
     if sample.memory_per_connection_kib:
         line += f"  {sample.memory_per_connection_kib:.2f} KiB/connection"
     if sample.load_share > 0:
@@ -98,7 +108,11 @@ def progress(sample: Sample) -> str:
 
 def _target_row(verdict: Verdict) -> list[str]:
     target = verdict.target
-    absolute = {"memory": "KiB/connection"}.get(target.metric, target.metric)
+    names = {"memory": "KiB/connection", "slowest": "slowest, s", "median": "median, ms"}
+    absolute = names.get(target.metric, target.metric)
+    verdict_text = "met" if verdict.met else "MISSED"
+    if verdict.troubles and target.metric != "errors":
+        verdict_text += f" ({verdict.troubles} errors)"
     value = f"{target.value:.0f}" if target.metric == "errors" else f"{target.value:.2f}"
     return [
         verdict.workload,
@@ -107,7 +121,7 @@ def _target_row(verdict: Verdict) -> list[str]:
         f"{target.metric} ratio" if target.yardstick else absolute,
         f"{'at least' if target.at_least else 'at most'} {value}",
         ranged(verdict.measured, "{:.2f}".format),
-        "met" if verdict.met else "MISSED",
+        verdict_text,
     ]
 
 

@@ -15,6 +15,8 @@ METRICS: dict[Metric, Callable[[Sample], float]] = {
     "seconds": lambda sample: sample.seconds,
     "memory": lambda sample: sample.memory_per_connection_kib,
     "errors": lambda sample: sample.errors,
+    "slowest": lambda sample: sample.latency_us["max"] / 1e6,
+    "median": lambda sample: sample.latency_us["p50"] / 1e3,
 }
 
 
@@ -29,16 +31,20 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A target beside what was measured in one workload."""
+    """A target beside what was measured in one workload.
+
+    `troubles` is the number of errors and failed cells that it rests on; `measured` is None where all failed.
+    """
 
     target: Target
     workload: str
-    measured: Spread
+    measured: Spread | None
+    troubles: int = 0
 
     @property
     def met(self) -> bool:
-        """Whether the median satisfies the target."""
-        return self.target.met_by(self.measured.median)
+        """Whether the median satisfies the target, and nothing went wrong."""
+        return self.measured is not None and not self.troubles and self.target.met_by(self.measured.median)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,10 @@ class Results:
         """Return the servers measured in `workload`, in the order they were first measured."""
         return list(dict.fromkeys(s.server for s in self.samples if s.workload == workload))
 
+    def yardstick(self, workload: str, server: str) -> str:
+        """Return the name of the server that this one is compared with."""
+        return next((sample.compared_with for sample in self.of(workload, server)), "")
+
     def figure(self, workload: str, server: str, metric: Callable[[Sample], float]) -> Spread | None:
         """Return the spread of `metric` over the rounds."""
         return spread(metric(sample) for sample in self.of(workload, server))
@@ -96,9 +106,15 @@ class Results:
         for target in targets:
             for workload in target.workloads:
                 measured = self._measured(target, workload)
-                if measured is not None:
-                    found.append(Verdict(target, workload, measured))
+                troubles = self._troubles(target, workload)
+                if measured is not None or troubles:
+                    found.append(Verdict(target, workload, measured, troubles))
         return found
+
+    def _troubles(self, target: Target, workload: str) -> int:
+        servers = (target.subject, target.yardstick)
+        errors = sum(s.errors for s in self.samples if s.workload == workload and s.server in servers)
+        return errors + sum(f.workload == workload and f.server in servers for f in self.failures)
 
     def _measured(self, target: Target, workload: str) -> Spread | None:
         if target.yardstick is None:

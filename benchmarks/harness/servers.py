@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .workloads import Workload
@@ -17,7 +17,9 @@ class Server:
     """A server script, or a binary built from `servers/`.
 
     `families` are the works it can do, `modules` what its interpreter must have; `binary` is the name of a
-    native server under `build/`, instead of a script.
+    native server under `build/`, instead of a script. `yardstick` is the server that it is compared
+    with, where that is not the work's. One with `workers` serves in threads or child processes, for which its
+    main thread has to wait as well as for the work of others.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Server:
     families: frozenset[str] = PLAIN
     modules: tuple[str, ...] = ()
     binary: str = ""
+    yardstick: str = ""
+    workers: bool = False
 
     def does(self, workload: Workload) -> bool:
         """Whether this server takes part in `workload`."""
@@ -53,14 +57,14 @@ SERVERS: tuple[Server, ...] = (
 )
 
 
-def select(names: Iterable[str]) -> list[Server]:
+def select(names: Iterable[str], among: Sequence[Server] = SERVERS) -> list[Server]:
     """Return the servers called `names`, all of them when there is none.
 
     Raises ValueError for an unknown name.
     """
     wanted = list(names)
-    known = {server.name for server in SERVERS}
+    known = {server.name for server in among}
     for name in wanted:
         if name not in known:
             raise ValueError(f"unknown server {name!r}; known: {', '.join(sorted(known))}")
-    return [server for server in SERVERS if not wanted or server.name in wanted]
+    return [server for server in among if not wanted or server.name in wanted]

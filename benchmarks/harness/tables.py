@@ -58,11 +58,18 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def rows_of(results: Results, workload: Workload) -> list[list[str]]:
     """Return heading and rows of one workload's table, the best server first."""
     columns = columns_of(workload)
+    if len(yardsticks(results, workload)) > 1:
+        columns.insert(0, Column("compared with", _compared_with))
     rows = [["server", *(column.heading for column in columns)]]
     for server in _best_first(results, workload):
         cells = [column.cell(results, workload, server) for column in columns]
         rows.append([server, *cells])
     return rows
+
+
+def yardsticks(results: Results, workload: Workload) -> set[str]:
+    """Return the servers to which this work's ratios are."""
+    return {results.yardstick(workload.key, server) for server in results.servers(workload.key)}
 
 
 def columns_of(workload: Workload) -> list[Column]:
@@ -81,6 +88,18 @@ def columns_of(workload: Workload) -> list[Column]:
     if workload.mode == "storm":
         time = [Column("all served ms", _figure(_milliseconds)), Column("time ratio", _ratio("seconds"))]
         return [*time, *_latencies("p50", "p99", "max"), cpu, errors]
+    if workload.mode == "burst":
+        return [
+            Column("served", _figure(lambda sample: sample.operations)),
+            Column("timed out", _figure(lambda sample: sample.timeouts)),
+            Column("slowest s", _figure(METRICS["slowest"])),
+            *_latencies("p50", "p99"),
+            cpu,
+            errors,
+        ]
+    if workload.mode == "shutdown":
+        slowest = Column("max ms", _figure(lambda sample: sample.latency_us["max"] / 1000))
+        return [Column("median ms", _figure(METRICS["median"])), slowest, errors]
     rate = Column(f"{workload.operation}s/s", _figure(METRICS["rate"]))
     return [
         *(rate, Column("rate ratio", _ratio("rate")), cpu, Column("CPU ratio", _ratio("cpu"))),
@@ -92,8 +111,16 @@ def columns_of(workload: Workload) -> list[Column]:
     ]
 
 
+_RANKED_BY: dict[str, Metric] = {
+    "idle": "memory",
+    "storm": "seconds",
+    "burst": "slowest",
+    "shutdown": "median",
+}
+
+
 def _best_first(results: Results, workload: Workload) -> list[str]:
-    metric: Metric = {"idle": "memory", "storm": "seconds"}.get(workload.mode, "rate")  # type: ignore[assignment]
+    metric: Metric = _RANKED_BY.get(workload.mode, "rate")
 
     def median(server: str) -> float:
         figure = results.figure(workload.key, server, METRICS[metric])
@@ -119,9 +146,11 @@ def _median(metric: Callable[[Sample], float], write: Callable[[float], str]) ->
 
 
 def _ratio(metric: Metric) -> Cell:
-    return lambda results, workload, server: ranged(
-        results.ratio(workload.key, server, workload.yardstick, metric)
-    )
+    def cell(results: Results, workload: Workload, server: str) -> str:
+        yardstick = results.yardstick(workload.key, server)
+        return ranged(results.ratio(workload.key, server, yardstick, metric))
+
+    return cell
 
 
 def _latencies(*names: str) -> list[Column]:
@@ -129,6 +158,11 @@ def _latencies(*names: str) -> list[Column]:
         return Column(f"{name} us", _median(lambda sample: sample.latency_us[name], compact))
 
     return [latency(name) for name in names]
+
+
+def _compared_with(results: Results, workload: Workload, server: str) -> str:
+    yardstick = results.yardstick(workload.key, server)
+    return "" if yardstick == server else yardstick
 
 
 def _errors(results: Results, workload: Workload, server: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Metric = Literal["rate", "cpu", "seconds", "memory", "errors"]
+Metric = Literal["rate", "cpu", "seconds", "memory", "errors", "slowest", "median"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class Target:
 
     With a yardstick the metric is the ratio subject : yardstick of the same round, else an absolute figure:
     rate in operations a second, cpu in microseconds an operation, seconds (storm: till all are served),
-    memory in KiB of RSS a connection, errors as their number.
+    memory in KiB of RSS a connection, errors as their number, slowest in seconds for the slowest operation,
+    median in milliseconds for an operation.
     """
 
     workloads: tuple[str, ...]

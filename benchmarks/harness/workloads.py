@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -10,8 +10,11 @@ from dataclasses import dataclass
 class Workload:
     """One column of figures: a mode of the load generator with its numbers.
 
-    `family` is what `--work` names; `server_work` is what the server is told to do ("echo" or "lines").
-    `size` is in bytes. All ratios of the tables are to the server named `yardstick`.
+    `family` is what `--work` names; `server_work` is what the server is told to do ("echo" or "lines"), and
+    `server_options` are words that it has on its command line for this work. `size` is in bytes. All ratios
+    of the tables are to the server named `yardstick`, where a server does not name another. `limit` is in
+    seconds, after which a client of a burst has timed out. With mode "shutdown" no load is generated:
+    `connections` servers are shut down.
     """
 
     family: str
@@ -23,6 +26,8 @@ class Workload:
     tls: bool = False
     server_work: str = "echo"
     yardstick: str = "uvloop-protocol"
+    server_options: tuple[str, ...] = ()
+    limit: float = 30.0
 
     @property
     def key(self) -> str:
@@ -35,12 +40,13 @@ class Workload:
     @property
     def operation(self) -> str:
         """What is counted."""
-        return {"echo": "message", "lines": "line"}.get(self.mode, "connection")
+        names = {"echo": "message", "lines": "line", "udp": "datagram", "shutdown": "shutdown"}
+        return names.get(self.mode, "connection")
 
     @property
     def has_window(self) -> bool:
         """Whether operations are counted in a window of time, and not up to a number."""
-        return self.mode not in ("storm", "idle")
+        return self.mode not in ("storm", "burst", "idle", "shutdown")
 
     def describe(self) -> str:
         """Return the heading of this work's table."""
@@ -50,6 +56,9 @@ class Workload:
             "lines": f"Lines of {size}, {self.in_flight} in flight on each of {self.connections} connections",
             "churn": f"Churn: connect, {size} out and back, close; {self.connections} at a time",
             "storm": f"Storm: {self.connections} connects at once",
+            "burst": f"{self.connections} connects at once, with no setting on either side",
+            "udp": f"UDP, {size} there and back, {self.in_flight} in flight on {self.connections} sockets",
+            "shutdown": f"shutdown() of an idle server, {self.connections} times",
             "idle": f"{self.connections} idle connections",
         }[self.mode]
 
@@ -57,6 +66,7 @@ class Workload:
         """Return the load generator's arguments."""
         words = [self.mode, "--connections", str(self.connections), "--size", str(self.size)]
         words += ["--in-flight", str(self.in_flight), "--repeat", str(self.repeat)]
+        words += ["--limit", str(self.limit)]
         return [*words, "--tls"] if self.tls else words
 
 
@@ -77,14 +87,14 @@ WORKLOADS: tuple[Workload, ...] = (
 )
 
 
-def select(names: Iterable[str]) -> list[Workload]:
+def select(names: Iterable[str], among: Sequence[Workload] = WORKLOADS) -> list[Workload]:
     """Return the workloads whose family or key is in `names`, all of them when there is none.
 
     Raises ValueError for a name that fits nothing.
     """
     wanted = list(names)
-    known = {name for workload in WORKLOADS for name in (workload.family, workload.key)}
+    known = {name for workload in among for name in (workload.family, workload.key)}
     for name in wanted:
         if name not in known:
             raise ValueError(f"unknown work {name!r}; known: {', '.join(sorted(known))}")
-    return [work for work in WORKLOADS if not wanted or work.family in wanted or work.key in wanted]
+    return [work for work in among if not wanted or work.family in wanted or work.key in wanted]

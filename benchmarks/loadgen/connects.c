@@ -1,4 +1,4 @@
-/* churn, storm and idle: many connections, one message on each. */
+/* churn, storm, burst and idle: many connections, one message on each. */
 #include "channel.h"
 #include "loadgen.h"
 
@@ -198,33 +198,65 @@ static int compare_doubles(const void *left, const void *right)
     return (difference > 0) - (difference < 0);
 }
 
+/* Who is still waiting has waited so long at least, and is in the latencies with that. */
+static void count_timeouts(struct visits *self)
+{
+    uint64_t now = nanoseconds();
+    for (int index = 0; index < self->slot_count; index++)
+        if (!self->slots[index].finished) {
+            histogram_record(&self->result->latency, now - self->slots[index].begun_at);
+            self->result->timeouts++;
+        }
+}
+
 static double one_storm(struct visits *self)
 {
+    bool burst = self->options->mode == MODE_BURST;
+    double limit = burst ? self->options->limit : STORM_LIMIT;
     uint64_t start = nanoseconds();
     for (int index = 0; index < self->slot_count; index++)
         begin(self, &self->slots[index]);
-    uint64_t end = run_until(self, start + (uint64_t)(STORM_LIMIT * 1e9), false);
-    count_missing(self, STORM_LIMIT);
+    uint64_t end = run_until(self, start + (uint64_t)(limit * 1e9), false);
+    if (burst)
+        count_timeouts(self);
+    else
+        count_missing(self, limit);
     close_all(self);
     return (double)(end - start) / 1e9;
+}
+
+static void storms(struct visits *self)
+{
+    const struct options *options = self->options;
+    struct result *result = self->result;
+    double *durations = calloc((size_t)options->repeat, sizeof *durations);
+    self->measuring = true;
+    struct usage before = usage_now(options);
+    for (int index = 0; index < options->repeat; index++) {
+        durations[index] = one_storm(self);
+        usleep(100000); /* the server has its time to close, as between two real storms */
+    }
+    result->usage = usage_between(before, usage_now(options));
+    result->operations = self->served;
+    qsort(durations, (size_t)options->repeat, sizeof *durations, compare_doubles);
+    result->seconds = durations[options->repeat / 2];
+    result->rate = options->connections / result->seconds;
+    free(durations);
 }
 
 void run_storm(const struct options *options, struct result *result)
 {
     struct visits self = visits_create(options, result);
-    double *durations = calloc((size_t)options->repeat, sizeof *durations);
-    self.measuring = true;
-    struct usage before = usage_now(options);
-    for (int index = 0; index < options->repeat; index++) {
-        durations[index] = one_storm(&self);
-        usleep(100000); /* the server has its time to close, as between two real storms */
-    }
-    result->usage = usage_between(before, usage_now(options));
-    result->operations = self.served;
-    qsort(durations, (size_t)options->repeat, sizeof *durations, compare_doubles);
-    result->seconds = durations[options->repeat / 2];
-    result->rate = options->connections / result->seconds;
-    free(durations);
+    storms(&self);
+}
+
+/* The clients leave when they are served, so that servers with fewer threads than clients can serve them all. */
+void run_burst(const struct options *options, struct result *result)
+{
+    struct visits self = visits_create(options, result);
+    self.close_when_served = true;
+    storms(&self);
+    result->rate = (double)result->operations / options->repeat / result->seconds;
 }
 
 static void establish(struct visits *self)

@@ -94,13 +94,14 @@ static uint64_t failures(const struct result *result)
 
 static void print_result(const struct options *options, const struct result *result)
 {
-    static const char *names[FAILURES] = {"corrupt", "extra", "missing", "closed", "connect"};
+    static const char *names[FAILURES] = {"corrupt", "extra", "missing", "closed", "connect", "lost"};
     const struct histogram *latency = &result->latency;
     printf("{\"mode\": \"%s\", \"operations\": %llu, \"seconds\": %.6f, \"rate\": %.1f, ", options->mode_name,
            (unsigned long long)result->operations, result->seconds, result->rate);
     printf("\"latency_us\": {\"p50\": %.1f, \"p99\": %.1f, \"p99.9\": %.1f, \"max\": %.1f}, ",
            histogram_percentile(latency, 50) / 1e3, histogram_percentile(latency, 99) / 1e3,
            histogram_percentile(latency, 99.9) / 1e3, (double)latency->maximum / 1e3);
+    printf("\"timeouts\": %llu, ", (unsigned long long)result->timeouts);
     printf("\"errors\": %llu, \"errors_by_kind\": {", (unsigned long long)failures(result));
     for (int kind = 0; kind < FAILURES; kind++)
         printf("%s\"%s\": %llu", kind ? ", " : "", names[kind], (unsigned long long)result->failures[kind]);
@@ -126,14 +127,19 @@ int main(int argc, char **argv)
 #endif
     signal(SIGPIPE, SIG_IGN);
     /* Every loop has a limit of its own; this ends the process if one of them were wrong. */
-    alarm((unsigned)(options.warmup + options.seconds + options.hold + options.repeat * 31.0 + 4 * options.patience) + 90);
+    double longest_storm = options.limit > 30 ? options.limit + 1 : 31;
+    alarm((unsigned)(options.warmup + options.seconds + options.hold + options.repeat * longest_storm
+                     + 4 * options.patience) + 90);
     pattern_create(&options);
     switch (options.mode) {
     case MODE_ECHO:
     case MODE_LINES: run_steady(&options, &result); break;
     case MODE_CHURN: run_churn(&options, &result); break;
     case MODE_STORM: run_storm(&options, &result); break;
+    case MODE_BURST: run_burst(&options, &result); break;
     case MODE_IDLE: run_idle(&options, &result); break;
+    case MODE_UDP: run_datagrams(&options, &result); break;
+    case MODES: break;
     }
     print_result(&options, &result);
     return failures(&result) != 0;

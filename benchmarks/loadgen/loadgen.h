@@ -6,11 +6,12 @@
 #include "options.h"
 #include "usage.h"
 
-enum failure { CORRUPT, EXTRA, MISSING, CLOSED, CONNECT, FAILURES };
+enum failure { CORRUPT, EXTRA, MISSING, CLOSED, CONNECT, LOST, FAILURES };
 
 struct result {
     uint64_t operations; /* in the measured window, or served connections */
-    double seconds;      /* of that window; storm: the median of the repeats */
+    uint64_t timeouts;   /* burst: clients that were not served in time */
+    double seconds;      /* of that window; storm, burst: the median of the repeats */
     double rate;         /* operations a second; storm: of the median one */
     struct histogram latency;
     struct usage usage;
@@ -36,6 +37,8 @@ bool check_echo(struct result *result, int connection, uint64_t sent, uint64_t p
 void run_steady(const struct options *options, struct result *result);
 void run_churn(const struct options *options, struct result *result);
 void run_storm(const struct options *options, struct result *result);
+void run_burst(const struct options *options, struct result *result);
 void run_idle(const struct options *options, struct result *result);
+void run_datagrams(const struct options *options, struct result *result);
 
 #endif

@@ -12,9 +12,13 @@ static const char USAGE[] =
     "  lines   the same with lines, --in-flight of them on each connection\n"
     "  churn   connect, one message out and back, close; --connections at a time\n"
     "  storm   --connections connects at once, from connect() to the first echo\n"
+    "  burst   as storm, but each client leaves when it is served, and who is not served within --limit\n"
+    "          has timed out, which is a result and not an error\n"
     "  idle    open --connections, one echo each, hold them until a line or the end of stdin\n"
+    "  udp     --connections sockets, --in-flight datagrams of each on their way; without its reply after\n"
+    "          --patience seconds a datagram is lost, which is an error\n"
     "options: --host 127.0.0.1 --connections 64 --size 64 --in-flight 1 (lines: 16) --repeat 1\n"
-    "         --warmup 0.3 --seconds 1 --patience 2 --hold 120 (seconds)\n"
+    "         --warmup 0.3 --seconds 1 --patience 2 --limit 30 --hold 120 (seconds)\n"
     "         --tls (echo and lines; TLS 1.3, certificate not verified)\n"
     "         --watch PID[,PID...] (report the CPU time these use)\n"
     "         --features (print what was built in, and exit)\n"
@@ -57,8 +61,8 @@ static void parse_watched(struct options *self, const char *text)
 
 static void set_mode(struct options *self, const char *name)
 {
-    static const char *names[] = {"echo", "lines", "churn", "storm", "idle"};
-    for (int index = 0; index < 5; index++)
+    static const char *names[MODES] = {"echo", "lines", "churn", "storm", "burst", "idle", "udp"};
+    for (int index = 0; index < MODES; index++)
         if (strcmp(name, names[index]) == 0) {
             self->mode = (enum mode)index;
             self->mode_name = names[index];
@@ -82,6 +86,7 @@ static void set_option(struct options *self, int option, const char *value)
     case 'w': self->warmup = seconds("--warmup", value); break;
     case 'd': self->seconds = seconds("--seconds", value); break;
     case 'P': self->patience = seconds("--patience", value); break;
+    case 'L': self->limit = seconds("--limit", value); break;
     case 'H': self->hold = seconds("--hold", value); break;
     case 't': self->tls = true; break;
     case 'W': parse_watched(self, value); break;
@@ -100,12 +105,13 @@ struct options options_parse(int argc, char **argv)
     static const struct option names[] = {
         {"host", 1, 0, 'a'}, {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"size", 1, 0, 's'},
         {"in-flight", 1, 0, 'k'}, {"repeat", 1, 0, 'r'}, {"warmup", 1, 0, 'w'}, {"seconds", 1, 0, 'd'},
-        {"patience", 1, 0, 'P'}, {"hold", 1, 0, 'H'}, {"tls", 0, 0, 't'}, {"watch", 1, 0, 'W'},
-        {"features", 0, 0, 'f'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0},
+        {"patience", 1, 0, 'P'}, {"limit", 1, 0, 'L'}, {"hold", 1, 0, 'H'}, {"tls", 0, 0, 't'},
+        {"watch", 1, 0, 'W'}, {"features", 0, 0, 'f'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0},
     };
     struct options self = {
         .address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)},
-        .connections = 64, .size = 64, .repeat = 1, .warmup = 0.3, .seconds = 1, .patience = 2, .hold = 120,
+        .connections = 64, .size = 64, .repeat = 1, .warmup = 0.3, .seconds = 1, .patience = 2,
+        .limit = 30, .hold = 120,
     };
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;)
         set_option(&self, option, optarg);
@@ -118,6 +124,8 @@ struct options options_parse(int argc, char **argv)
         fail("--port", "is needed");
     if (self.mode == MODE_LINES && self.size < 2)
         fail("--size", "a line has at least two bytes");
+    if (self.mode == MODE_UDP && (self.size < 8 || self.size > 65507))
+        fail("--size", "a datagram has 8 to 65507 bytes, the first 8 of them its number");
     if ((double)self.size * self.in_flight > 1 << 26)
         fail("--size times --in-flight", "more than 64 MiB on one connection");
     if (self.tls && self.mode != MODE_ECHO && self.mode != MODE_LINES)

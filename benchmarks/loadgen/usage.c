@@ -29,12 +29,16 @@ static void add_ticks(pid_t pid, struct usage *usage)
     fclose(file);
     text[length] = 0;
     unsigned long user, system;
+    long children_user, children_system;
     char *after_name = strrchr(text, ')'); /* the name may hold blanks and brackets */
     if (after_name
-        && sscanf(after_name + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) == 2) {
+        && sscanf(after_name + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu %ld %ld", &user, &system,
+                  &children_user, &children_system) == 4) {
         double ticks = (double)sysconf(_SC_CLK_TCK);
-        usage->server_user += (double)user / ticks;
-        usage->server_system += (double)system / ticks;
+        usage->server_user += (double)((long)user + children_user) / ticks;
+        usage->server_system += (double)((long)system + children_system) / ticks;
+        if (usage->server_cpu >= 0)
+            usage->server_cpu += (double)(children_user + children_system) / ticks;
     }
 }
 

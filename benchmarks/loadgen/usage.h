@@ -5,7 +5,8 @@
 #include "options.h"
 
 struct usage {
-    double server_cpu;    /* seconds; from the processes' CPU clocks (ns), negative when one cannot be read */
+    double server_cpu;    /* seconds; from the processes' CPU clocks (ns), negative when one cannot be read, and
+                           * in ticks of 10 ms for their children that have been waited for */
     double server_user;   /* seconds, in ticks of 10 ms: only good for the share of user and system time */
     double server_system;
     double server_waited; /* seconds that the main thread of the servers was ready and something else ran */

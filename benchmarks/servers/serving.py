@@ -23,6 +23,13 @@ class Arguments(argparse.Namespace):
 
 def arguments(*, loops: tuple[str, ...] = ("asyncio",), works: tuple[str, ...] = ("echo",)) -> Arguments:
     """Parse the command line of a server that runs on `loops` and does `works`."""
+    return parser(loops=loops, works=works).parse_args(namespace=Arguments())
+
+
+def parser(
+    *, loops: tuple[str, ...] = ("asyncio",), works: tuple[str, ...] = ("echo",)
+) -> argparse.ArgumentParser:
+    """Return the parser of `arguments()`, for a script that has options of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--loop", choices=loops, default=loops[0])
@@ -30,7 +37,7 @@ def arguments(*, loops: tuple[str, ...] = ("asyncio",), works: tuple[str, ...] =
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--certificate", default="", help="PEM file, with --tls")
     parser.add_argument("--key", default="", help="PEM file, with --tls")
-    return parser.parse_args(namespace=Arguments())
+    return parser
 
 
 def tls_context(args: Arguments) -> ssl.SSLContext | None:
