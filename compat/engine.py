@@ -12,7 +12,14 @@ from typing import Any
 from asyncserver import LoopName, loop_factory
 from compat.async_handlers import AsyncRequestHandler, collect, run_to_end
 from compat.defaults import DEFAULTS
-from compat.executors import CallingThread, ChildProcesses, FreshThreads, RequestExecutor, as_executor
+from compat.executors import (
+    CallingThread,
+    ChildProcesses,
+    FreshThreads,
+    RequestExecutor,
+    as_executor,
+    names_executor,
+)
 from compat.jobs import JobCounter, RequestJob
 from compat.pool import ThreadPool, check_max_threads, check_when_full
 from compat.stdlib import STDLIB_SELECTOR, is_forking, is_threading, stdlib
@@ -69,7 +76,7 @@ class Engine:
             return
         waiter = self._spare.pop() if self._spare else LoopWaiter(loop_factory(loop_of(server)))
         try:
-            loop_turns = LoopTurns(server, waiter, self.exhaustion, self._executor_if_any, forever=forever)
+            loop_turns = LoopTurns(server, waiter, self.exhaustion, self.executor, forever=forever)
             self._closed = False
             with closing(loop_turns), self._registered(loop_turns):
                 yield loop_turns
@@ -101,7 +108,7 @@ class Engine:
     # --- executors ---
 
     def executor(self, server: Any) -> RequestExecutor | None:
-        """What runs the requests now; None where the class does that itself."""
+        """What runs the requests now; None where the class does that itself (``names_executor()``)."""
         spec = getattr(server, "request_executor", None)
         if spec is None:
             max_threads = getattr(server, "max_threads", None)
@@ -116,9 +123,6 @@ class Engine:
         if executor is None:
             executor = self._executors[spec] = as_executor(spec, self._make_pool)
         return executor
-
-    def _executor_if_any(self, server: Any) -> RequestExecutor | None:
-        return self.executor(server) if names_executor(server) else None
 
     def _own_pool(self, server: Any, max_threads: int) -> ThreadPool:
         pool = self._executors.get("max_threads")
@@ -174,15 +178,6 @@ def loop_of(server: Any) -> LoopName:
     """The kind of event loop that the server asks for."""
     name: LoopName | None = getattr(server, "event_loop", None)
     return DEFAULTS.loop if name is None else name
-
-
-def names_executor(server: Any) -> bool:
-    """Whether something else than the class decides where requests run."""
-    return (
-        DEFAULTS.executor is not None
-        or getattr(server, "max_threads", None) is not None
-        or getattr(server, "request_executor", None) is not None
-    )
 
 
 def check_options(server: Any) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from asyncserver import OptionError
+from compat.defaults import DEFAULTS
 
 __all__ = [
     "CallingThread",
@@ -19,6 +20,7 @@ __all__ = [
     "Job",
     "RequestExecutor",
     "as_executor",
+    "names_executor",
 ]
 
 OPTION = "request_executor"
@@ -123,6 +125,15 @@ class _Futures(RequestExecutor):
     def start(self, job: Job) -> None:
         """Put it in the queue."""
         self._pool.submit(job.run)
+
+
+def names_executor(server: Any) -> bool:
+    """Whether something else than the class decides where requests run."""
+    return (
+        DEFAULTS.executor is not None
+        or getattr(server, "max_threads", None) is not None
+        or getattr(server, "request_executor", None) is not None
+    )
 
 
 def as_executor(value: Any, make_pool: Callable[[int], RequestExecutor]) -> RequestExecutor:

@@ -72,10 +72,14 @@ class EventLoopMixIn(socketserver.BaseServer):
 
     _BaseServer__shutdown_request: Any = _ShutdownRequest()
 
+    __is_serial = True
+    """Whether the class serves requests one after the other: no mix-in behind this one does otherwise."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _check_order(cls)
         _check_class_options(cls)
+        cls.__is_serial = _next_after(cls, EventLoopMixIn, "process_request") is socketserver.BaseServer
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Handle requests until ``shutdown()``, which may come from any other thread.
@@ -181,8 +185,8 @@ class EventLoopMixIn(socketserver.BaseServer):
             if turns is not None:
                 turns.failed(error)
             return
-        turns = engine_of(self).current_turns()
-        if turns is not None and turns.expectant:
+        engine = existing_engine(self)
+        if engine is not None and engine.exhaustion.ask and (turns := engine.current_turns()) is not None:
             turns.got_request()
         if self.verify_request(request, client_address):
             try:
@@ -200,11 +204,10 @@ class EventLoopMixIn(socketserver.BaseServer):
         """Have the request served, where the executor says, and closed."""
         if start_request(self, request, client_address):
             return
-        inherited: Any = super().process_request
-        if getattr(inherited, "__func__", None) is socketserver.BaseServer.process_request:
+        if self.__is_serial:
             serve_here(self, request, client_address)
         else:
-            inherited(request, client_address)
+            super().process_request(request, client_address)
 
     def server_activate(self) -> None:
         """Called by the constructor: listen, with a longer queue where the program has set none."""
@@ -237,6 +240,12 @@ def _check_order(cls: type) -> None:
                 f"{cls.__name__}: EventLoopMixIn would hide {hidden[0].__name__}.{name}(); name it after"
                 f" {hidden[0].__name__} in the list of bases"
             )
+
+
+def _next_after(cls: type, mixin: type, name: str) -> type | None:
+    """The class whose method ``super()`` finds in a method of ``mixin``."""
+    behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
+    return next((each for each in behind if name in vars(each)), None)
 
 
 def _check_class_options(cls: type) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from compat.executors import RequestExecutor
+from compat.executors import RequestExecutor, names_executor
 from compat.waiting import LoopWaiter, UnwatchableError
 
 __all__ = ["Exhaustion", "LoopTurns", "SelectorTurns", "Turns", "reap"]
@@ -40,8 +40,6 @@ class Turns(Protocol):
 
     in_vain: bool
     """Whether the last turn has found no request where it had to be tried to know."""
-    expectant: bool
-    """Whether ``got_request()`` has to be called."""
     spares_children: bool
     """Whether nothing is accepted while there are ``max_children``, so that nobody has to wait for one."""
 
@@ -63,7 +61,6 @@ class SelectorTurns:
     """By a selector that the program has put in the place of the standard library's (``_ServerSelector``)."""
 
     in_vain = False
-    expectant = False
     spares_children = False
 
     def __init__(self, server: Any, selector: Any) -> None:
@@ -89,6 +86,7 @@ class Exhaustion:
 
     def __init__(self) -> None:
         self.lasts = False
+        self.ask = False
         self._delay = 0.0
         self._resume_at = 0.0
 
@@ -102,7 +100,7 @@ class Exhaustion:
                 where,
                 error,
             )
-        self.lasts = True
+        self.lasts = self.ask = True
         self._delay = min(self._delay * 2 or _FIRST_DELAY, _LONGEST_DELAY)
         self._resume_at = time.monotonic() + self._delay
 
@@ -145,9 +143,8 @@ class LoopTurns:
         self._polled = False
         self.in_vain = False
         self.spares_children = False
-        self.expectant = exhaustion.lasts
         if not hasattr(server, "fileno"):
-            self._polled = self.expectant = True  # A queue, or a table: nothing can be waited for.
+            self._polled = exhaustion.ask = True  # A queue, or a table: nothing can be waited for.
         elif (fd := server.fileno()) < 0:
             raise ValueError(f"Invalid file descriptor: {fd}")
 
@@ -163,14 +160,12 @@ class LoopTurns:
     def got_request(self) -> None:
         """See ``Turns``."""
         self.in_vain = False
-        self.expectant = self._polled
         if self._exhaustion.lasts:
             self._exhaustion.end(self._server)
 
     def failed(self, error: OSError) -> None:
         """See ``Turns``."""
         if error.errno in _EXHAUSTED:
-            self.expectant = True
             self._exhaustion.begin(error, self._server)
 
     def wait(self, timeout: float | None) -> bool:
@@ -182,8 +177,7 @@ class LoopTurns:
         if self._exhaustion.lasts and (delay := self._exhaustion.seconds_left) > 0:
             self.waiter.wait(None, delay if timeout is None else min(timeout, delay))
             return False
-        executor = self._executor(server)
-        if executor is not None and not self._has_room(executor, timeout):
+        if names_executor(server) and not self._has_room(timeout):
             return False
         if self._polled:
             return self._ask_again(timeout)
@@ -194,7 +188,7 @@ class LoopTurns:
         try:
             return self.waiter.wait(fd if fd >= 0 else None, timeout)
         except UnwatchableError:
-            self._polled = self.expectant = self.in_vain = True
+            self._polled = self._exhaustion.ask = self.in_vain = True
             return True
         finally:
             if self.waiter.child_ended:
@@ -212,8 +206,9 @@ class LoopTurns:
 
     # --- executors that are full ---
 
-    def _has_room(self, executor: RequestExecutor, timeout: float | None) -> bool:
-        if executor.has_room() or executor.rejects:
+    def _has_room(self, timeout: float | None) -> bool:
+        executor = self._executor(self._server)
+        if executor is None or executor.has_room() or executor.rejects:
             return True
         linger = _ROOM_LINGER if timeout is None else min(timeout, _ROOM_LINGER)
         if not self.waiter.tasks and executor.wait_for_room(max(linger, 0.0)):
