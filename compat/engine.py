@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from asyncserver import LoopName, loop_factory
+from asyncserver import LoopName, OptionError, loop_factory
 from compat.async_handlers import AsyncRequestHandler, collect, run_to_end
 from compat.defaults import DEFAULTS
 from compat.executors import (
@@ -28,13 +28,17 @@ from compat.waiting import LoopWaiter, is_loop_running
 
 __all__ = [
     "Engine",
+    "check_options",
     "engine_of",
     "existing_engine",
+    "loop_of",
     "serve_here",
     "start_request",
 ]
 
 _ENGINE = "_EventLoopMixIn__engine"
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class Engine:
@@ -176,12 +180,24 @@ def existing_engine(server: Any) -> Engine | None:
 
 def loop_of(server: Any) -> LoopName:
     """The kind of event loop that the server asks for."""
-    name: LoopName | None = getattr(server, "event_loop", None)
-    return DEFAULTS.loop if name is None else name
+    name: object = getattr(server, "event_loop", None)
+    if isinstance(name, str):
+        chosen = cast("LoopName", name)
+        try:
+            loop_factory(chosen)
+        except OptionError as exc:
+            raise OptionError("event_loop", name, exc.reason) from None
+        return chosen
+    return DEFAULTS.loop  # None, or a program's own attribute of that name.
 
 
 def check_options(server: Any) -> None:
-    """Raise ``OptionError`` for what would fail with the first request."""
+    """Raise ``OptionError`` for what would fail with the first request. ``server`` may be a class.
+
+    With a ``process_request()`` of the program's own, these names may mean something else to it.
+    """
+    if not getattr(server.process_request, "__module__", "").startswith(_PACKAGE + "."):
+        return
     max_threads = getattr(server, "max_threads", None)
     if max_threads is not None:
         check_max_threads(max_threads)

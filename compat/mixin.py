@@ -9,10 +9,15 @@ import warnings
 from time import monotonic
 from typing import Any
 
-from asyncserver import LoopName, loop_factory
-from compat.engine import engine_of, existing_engine, serve_here, start_request
-from compat.executors import as_executor
-from compat.pool import ThreadPool, check_max_threads, check_when_full
+from asyncserver import LoopName
+from compat.engine import (
+    check_options,
+    engine_of,
+    existing_engine,
+    loop_of,
+    serve_here,
+    start_request,
+)
 from compat.waiting import is_loop_running
 
 __all__ = ["LISTEN_QUEUE", "EventLoopMixIn"]
@@ -78,7 +83,8 @@ class EventLoopMixIn(socketserver.BaseServer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _check_order(cls)
-        _check_class_options(cls)
+        check_options(cls)
+        loop_of(cls)
         cls.__is_serial = _next_after(cls, EventLoopMixIn, "process_request") is socketserver.BaseServer
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
@@ -246,18 +252,6 @@ def _next_after(cls: type, mixin: type, name: str) -> type | None:
     """The class whose method ``super()`` finds in a method of ``mixin``."""
     behind = cls.__mro__[cls.__mro__.index(mixin) + 1 :]
     return next((each for each in behind if name in vars(each)), None)
-
-
-def _check_class_options(cls: type) -> None:
-    options = vars(cls)
-    if options.get("max_threads") is not None:
-        check_max_threads(options["max_threads"])
-    if "when_full" in options:
-        check_when_full(options["when_full"])
-    if options.get("event_loop") is not None:
-        loop_factory(options["event_loop"])
-    if options.get("request_executor") is not None:
-        as_executor(options["request_executor"], ThreadPool)
 
 
 def _warn(method: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+from asyncserver import OptionError
 from compat.executors import RequestExecutor, names_executor
 from compat.waiting import LoopWaiter, UnwatchableError
 
@@ -207,7 +208,10 @@ class LoopTurns:
     # --- executors that are full ---
 
     def _has_room(self, timeout: float | None) -> bool:
-        executor = self._executor(self._server)
+        try:
+            executor = self._executor(self._server)
+        except OptionError:
+            return True  # Not an option: a program with a pool of its own uses the name, too.
         if executor is None or executor.has_room() or executor.rejects:
             return True
         linger = _ROOM_LINGER if timeout is None else min(timeout, _ROOM_LINGER)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
+import stat
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -66,6 +68,7 @@ class LoopWaiter:
         """
         if fd is not None:
             if fd != self._asked:
+                _check_watchable(fd)  # poll(2) takes them, and says that they are always readable.
                 self._asked, self._is_readable = fd, _poll_for(fd)
             if not self.tasks and self._busy and not self._woken:
                 linger = timeout is None or timeout * 1000 > _LINGER_MILLISECONDS
@@ -234,6 +237,15 @@ class LoopWaiter:
         if loop is not None:
             _inherited.append(loop)
             loop.is_closed = _yes  # type: ignore[method-assign]  # Or its finalizer would close it.
+
+
+def _check_watchable(fd: int) -> None:
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return  # Whoever reads from it will say so.
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        raise UnwatchableError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _poll_for(fd: int) -> Callable[[int], Sequence[object]]:
