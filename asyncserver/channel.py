@@ -588,6 +588,10 @@ class Channel(Steppable):
         if not self._want and self._step is None:
             self._dissolve()
 
+    def close_copy(self) -> None:
+        """In a forked child: close the descriptor, and tell neither the peer nor the poller, the parent's."""
+        self._sock.close()
+
     def _reset_socket(self) -> None:
         if not self._closed:
             self._aborted = True

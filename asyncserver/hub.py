@@ -138,6 +138,14 @@ class Hub:
         for connection in self.connections:
             connection.cancel(CloseReason.CANCELLED)
 
+    def close_copies(self, keep: Stream | None) -> None:
+        """In a forked child: close the sockets of the listeners and of all connections but one."""
+        for listener in self.listeners:
+            listener.listening.socket.close()
+        for connection in self.connections:
+            if connection.stream is not keep:
+                connection.stream.close_copy()
+
     async def close(self) -> None:
         """End what is left beside the connections."""
         self.stop_accepting()

@@ -24,15 +24,15 @@ class LentSocket:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.lent = sock
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
+        return getattr(self.lent, name)
 
     def close(self) -> None:
         """End both directions. Not by the method of a TLS socket, which would forget its TLS state."""
         with suppress(OSError):
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(self.lent, socket.SHUT_RDWR)
 
 
 class _GivenAway:
@@ -129,6 +129,11 @@ class LendingChannel(ClosingChannel):
                 f"{len(self._buffer) - self._buffer_at} bytes have been read ahead of the socket's new user:"
                 " receive them first"
             )
+
+    def close_copy(self) -> None:
+        """See ``Channel``."""
+        sock: Any = self._sock
+        (sock.lent if isinstance(sock, LentSocket) else sock).close()
 
     async def close_gently(self, seconds: float) -> None:
         """See ``aclose()``. What is in other hands cannot be lingered on."""

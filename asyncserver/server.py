@@ -27,6 +27,7 @@ from asyncserver.listener import Listener
 from asyncserver.options import SocketOptions
 from asyncserver.sockets import ListeningSocket, open_listening_sockets
 from asyncserver.statistics import DrainReport, ServerStatistics
+from asyncserver.stream import Stream
 from asyncserver.tls import ReloadableContext, TLSSource
 
 __all__ = ["Lifespan", "Server", "serve"]
@@ -371,6 +372,15 @@ class Server:
     def timeouts(self) -> Timeouts:
         """The timeouts in force."""
         return self._timeouts
+
+    def close_inherited(self, keep: Stream | None = None) -> None:
+        """In a child process after ``os.fork()``: close its copies of the server's sockets, but ``keep``'s.
+
+        Peers and the parent's server notice nothing; without it, connections that the parent closes stay
+        open, and ports in use, for as long as the child lives. The child must not run the event loop.
+        """
+        if self._hub is not None:
+            self._hub.close_copies(keep)
 
     def statistics(self) -> ServerStatistics:
         """All counters of this run, or the last one; raises ``ServerStateError`` before the first."""

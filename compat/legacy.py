@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
+import os
+import signal
 import socket
 import ssl
+import threading
+import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -16,6 +21,11 @@ from compat.executors import CallingThread, ChildProcesses, RequestExecutor, as_
 from compat.pool import ThreadPool
 
 __all__ = ["LegacyServer", "legacy"]
+
+logger = logging.getLogger("asyncserver")
+
+# How long a child process waits for the peer's answer when it ends a TLS session.
+_GOODBYE_SECONDS = 5.0
 
 
 class LegacyServer:
@@ -50,9 +60,10 @@ def legacy(
     """An async handler for ``asyncserver.Server`` that serves each connection with ``handler_class``.
 
     ``handler_class(request, client_address, server)`` is called in a thread: ``"threads"`` (one for each
-    connection), ``"pool:N"``, a ``ThreadPool``, or a thread pool of ``concurrent.futures``. ``request`` is
-    the connection's socket, in blocking mode; under TLS an ``ssl.SSLSocket``. The server closes it when
-    the handler has returned. ``server`` is what the handler has as ``self.server``; by default a
+    connection), ``"pool:N"``, a ``ThreadPool``, or a thread pool of ``concurrent.futures``; or, with
+    ``"fork"``, in a child process, which has no other socket of the server. ``request`` is the
+    connection's socket, in blocking mode; under TLS an ``ssl.SSLSocket``. The server closes it when the
+    handler has returned. ``server`` is what the handler has as ``self.server``; by default a
     ``LegacyServer``.
 
     When the handler is cancelled (by a drain that has waited long enough, or a deadline), the socket
@@ -68,18 +79,23 @@ def legacy(
         raise OptionError(
             "handler_class", handler_class, "is async already: use an asyncserver.StreamHandler"
         )
-    chosen = as_executor(executor, ThreadPool)
-    if isinstance(chosen, (CallingThread, ChildProcesses)):
+    try:
+        chosen = as_executor(executor, ThreadPool)
+    except OptionError as exc:
+        raise OptionError("executor", executor, exc.reason) from None
+    if isinstance(chosen, CallingThread):
         raise OptionError(
-            "executor", executor, "has to be one of threads: the server's own is that of its event loop"
+            "executor", executor, "the calling thread is that of the event loop, which would stop"
         )
+    session_class = _ChildSession if isinstance(chosen, ChildProcesses) else _Session
     facade = LegacyServer(made) if server is None else server
 
     async def serve_legacy(stream: Stream) -> None:
         connection = current_connection()
         async with stream.blocking_socket() as sock:
             address = _sockaddr(connection.peer)
-            failure = await _Session(sock, lambda: made(sock, address, facade)).run_in(chosen)
+            session = session_class(stream, sock, lambda: made(sock, address, facade))
+            failure = await session.run_in(chosen)
             if isinstance(failure, OSError) and _is_gone(sock):
                 stream.give_up(failure)
         if failure is not None:
@@ -105,7 +121,8 @@ class _Session:
 
     daemon = True
 
-    def __init__(self, sock: socket.socket, call: Callable[[], object]) -> None:
+    def __init__(self, stream: Stream, sock: socket.socket, call: Callable[[], object]) -> None:
+        self._stream = stream
         self._sock = sock
         self._call = call
         self._loop = asyncio.get_running_loop()
@@ -118,7 +135,7 @@ class _Session:
 
     async def run_in(self, executor: RequestExecutor) -> BaseException | None:
         """Returns what the handler has raised, once its thread is done with the socket, never before."""
-        executor.start(self)
+        self._start(executor)
         cancelled: asyncio.CancelledError | None = None
         while not self._done.done():
             try:
@@ -128,9 +145,13 @@ class _Session:
                 with suppress(OSError):
                     # Not the TLS socket's own method, which would go on in plain text.
                     socket.socket.shutdown(self._sock, socket.SHUT_RD)
+        self._finish()
         if cancelled is not None:
             raise cancelled
         return self._done.result()
+
+    def _start(self, executor: RequestExecutor) -> None:
+        executor.start(self)
 
     def run(self) -> None:
         """See ``Job``."""
@@ -148,17 +169,93 @@ class _Session:
         if not self._done.done():
             self._done.set_result(failure)
 
+    def _finish(self) -> None:
+        """The handler is done with the socket."""
+
     def run_here(self) -> None:
-        """Not for threads: see ``Job``."""
-        self.run()
+        """Not for what keeps the loop running: see ``Job``."""
+        raise NotImplementedError
 
     def run_in_child(self) -> int:
         """Not for threads: see ``Job``."""
-        self.run()
-        return 0
+        raise NotImplementedError
 
     def left_to(self, pid: int) -> None:
         """Not for threads: see ``Job``."""
+        raise NotImplementedError
+
+
+class _ChildSession(_Session):
+    """One connection that a child process serves. It has sockets of nobody else."""
+
+    def _start(self, executor: RequestExecutor) -> None:
+        with warnings.catch_warnings():
+            # Python 3.12 and later warn of forking with threads. Those here are idle: they have bound
+            # the sockets.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            executor.start(self)
+
+    def run_in_child(self) -> int:
+        """See ``Job``."""
+        _forget_signals()
+        current_connection().server.close_inherited(self._stream)
+        try:
+            self._call()
+        except SystemExit as exc:
+            return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        except Exception as exc:
+            if not (isinstance(exc, OSError) and _is_gone(self._sock)):
+                logger.exception("a handler has failed in process %d", os.getpid())
+                return 1
+        finally:
+            _end_tls(self._sock)
+        return 0
+
+    def left_to(self, pid: int) -> None:
+        """See ``Job``."""
+        if not hasattr(os, "pidfd_open"):
+            threading.Thread(target=self._wait_for, args=(pid,), daemon=True).start()
+            return
+        descriptor = os.pidfd_open(pid)
+
+        def reap() -> None:
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+            self._wait_for(pid)
+
+        self._loop.add_reader(descriptor, reap)
+
+    def _wait_for(self, pid: int) -> None:
+        failure = None
+        with suppress(ChildProcessError):
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if status:
+                failure = RuntimeError(f"the handler's process {pid} has ended with status {status}")
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._tell, failure)
+
+    def _finish(self) -> None:
+        if isinstance(self._sock, ssl.SSLSocket):
+            # The session has gone on in the child: what this process knows of its keys is of the past.
+            with suppress(OSError):
+                socket.socket.shutdown(self._sock, socket.SHUT_WR)
+            self._stream.close_now()
+
+
+def _forget_signals() -> None:
+    """The handlers, and the descriptor that wakes the loop up, are the parent's."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end_tls(sock: socket.socket) -> None:
+    """Exchange the closing alerts; the parent cannot do that any more."""
+    if isinstance(sock, ssl.SSLSocket):
+        with suppress(OSError, ValueError):
+            sock.settimeout(_GOODBYE_SECONDS)
+            sock.unwrap()
 
 
 def _is_gone(sock: socket.socket) -> bool:
