@@ -219,15 +219,19 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
     executor = engine.executor(server)
     if executor is None or _does_that_itself(server, executor):
         return False
+    turns = engine.current_turns()
     if not executor.has_room():
         if executor.rejects:
             server.shutdown_request(request)
             return True
-        if not isinstance(engine.current_turns(), LoopTurns):
+        if not isinstance(turns, LoopTurns):
             executor.wait_for_room()  # Called by a loop of the program's own.
     job = RequestJob(server, request, client_address, engine.jobs)
     try:
-        executor.start(job)
+        if isinstance(turns, LoopTurns) and isinstance(executor, ThreadPool) and turns.may_put_off:
+            turns.put_off(executor, job)
+        else:
+            executor.start(job)
     except BaseException:
         job.forget()
         raise

@@ -35,6 +35,9 @@ class Job(Protocol):
     def run(self) -> None:
         """Serve it, errors and closing included. For another thread; raises no ``Exception``."""
 
+    def fail(self, error: Exception) -> None:
+        """It cannot be served: handle the error, and close the request."""
+
     def run_here(self) -> None:
         """Serve it in the thread that accepts, as a server without any mix-in does, exceptions included."""
 

@@ -79,6 +79,16 @@ class RequestJob:
         finally:
             server.shutdown_request(self._request)
 
+    def fail(self, error: Exception) -> None:
+        """See ``Job``."""
+        try:
+            raise error
+        except Exception:
+            self._server.handle_error(self._request, self._address)
+        finally:
+            self._counter.discard(self)
+            self._server.shutdown_request(self._request)
+
     def run_here(self) -> None:
         """See ``Job``."""
         try:

@@ -172,6 +172,10 @@ class _Session:
     def _finish(self) -> None:
         """The handler is done with the socket."""
 
+    def fail(self, error: Exception) -> None:
+        """See ``Job``."""
+        self._tell(error)
+
     def run_here(self) -> None:
         """Not for what keeps the loop running: see ``Job``."""
         raise NotImplementedError

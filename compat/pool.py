@@ -23,6 +23,11 @@ WhenFull: TypeAlias = Literal["wait", "reject"]
 # Seconds after which a thread that had nothing to do ends.
 _IDLE_SECONDS = 30.0
 
+# Seconds for which jobs that were put off may wait for a thread that works them off one after the other;
+# and the number of jobs after which that is tried again when it was too slow.
+_SETTLE_SECONDS = 0.001
+_JOBS_UNTIL_NEXT_TRY = 128
+
 # Jobs that the end of the process has to wait for, as it does for threads that are no daemons.
 _awaited: set[Job] = set()
 
@@ -54,6 +59,9 @@ class ThreadPool(RequestExecutor):
         self._idle: list[_Worker] = []
         self._threads = 0
         self._queue: deque[Job] = deque()
+        self._drainer: _Worker | None = None
+        self._taken = threading.Event()
+        self._jobs_until_next_try = 0
         self._closed = False
 
     def __repr__(self) -> str:
@@ -69,7 +77,7 @@ class ThreadPool(RequestExecutor):
         """Whether a thread is idle, or may be started."""
         if self._pid != os.getpid():
             self._reset()  # A fork has copied the pool without its threads.
-        return bool(self._idle) or self._threads < self.max_threads
+        return len(self._idle) + self.max_threads - self._threads > len(self._queue)
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """See ``RequestExecutor``."""
@@ -98,20 +106,77 @@ class ThreadPool(RequestExecutor):
         if not job.daemon:
             _awaited.add(job)
         with self._lock:
-            if self._idle:
-                self._idle.pop().give(job)
-                return
-            if self._threads >= self.max_threads:
+            if not self._idle and self._threads >= self.max_threads:
                 self._queue.append(job)
                 return
-            self._threads += 1
         try:
-            _Worker(self, job).start(f"{self._name}-{next(self._numbers)}")
+            self._hand_over(job)
+        except BaseException:
+            _awaited.discard(job)
+            raise
+
+    def _hand_over(self, job: Job) -> _Worker:
+        """Give it to an idle thread, or to a new one."""
+        with self._lock:
+            if self._idle:
+                worker = self._idle.pop()
+                worker.give(job)
+                return worker
+            self._threads += 1
+        worker = _Worker(self, job)
+        try:
+            worker.start(f"{self._name}-{next(self._numbers)}")
         except BaseException:
             with self._lock:
                 self._threads -= 1
-            _awaited.discard(job)
             raise
+        return worker
+
+    # --- many short jobs ---
+    #
+    # To wake a thread for each of many short jobs costs more than the jobs do: the system call, the switch
+    # to the thread and back, and the wait for the interpreter's lock at both ends. So jobs that come
+    # together are put off until there are no more, and one thread is woken to work them off. If it
+    # has not taken them all within a millisecond, its jobs are not short: the others are woken as well.
+
+    def put_off(self, job: Job) -> bool:
+        """Have it begun by the next ``settle()``; False when it was begun at once. There has to be room."""
+        if self._jobs_until_next_try > 0:
+            self._jobs_until_next_try -= 1
+            self.start(job)
+            return False
+        if not job.daemon:
+            _awaited.add(job)
+        with self._lock:
+            self._queue.append(job)
+        return True
+
+    def settle(self) -> None:
+        """Have the jobs that were put off begun; returns when they are, or a millisecond later."""
+        self._taken.clear()
+        if self._drainer is None and self._queue:
+            self._drainer = self._begin(self._queue.popleft())
+        if self._queue and not self._taken.wait(_SETTLE_SECONDS):
+            self._jobs_until_next_try = _JOBS_UNTIL_NEXT_TRY
+            self.begin_all()
+
+    def begin_all(self) -> None:
+        """Have each job that was put off begun by a thread of its own."""
+        self._drainer = None
+        while True:
+            with self._lock:
+                if not self._queue or (not self._idle and self._threads >= self.max_threads):
+                    return
+                job = self._queue.popleft()
+            self._begin(job)
+
+    def _begin(self, job: Job) -> _Worker | None:
+        try:
+            return self._hand_over(job)
+        except RuntimeError as exc:  # The system gives no more threads.
+            _awaited.discard(job)
+            job.fail(exc)
+            return None
 
     def close(self) -> None:
         """Let the idle threads end, and the busy ones when they are done; idempotent."""
@@ -130,7 +195,12 @@ class ThreadPool(RequestExecutor):
         """The worker is done with a job; None: there is no other, and it counts as idle or as gone."""
         with self._lock:
             if self._queue and not worker.superfluous:
-                return self._queue.popleft()
+                job = self._queue.popleft()
+                if not self._queue:
+                    self._taken.set()
+                return job
+            if self._drainer is worker:
+                self._drainer = None
             was_full = not self._idle and self._threads >= self.max_threads
             if self._closed or self._threads > self.max_threads:
                 self._threads -= 1

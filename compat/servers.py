@@ -13,6 +13,8 @@ from compat.mixin import LISTEN_QUEUE, EventLoopMixIn
 from compat.pool import WhenFull
 from compat.turns import LoopTurns, reap
 
+_DO_NOT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+
 
 class BaseServer(EventLoopMixIn, socketserver.BaseServer):
     """``socketserver.BaseServer`` on an event loop; see ``EventLoopMixIn``."""
@@ -26,6 +28,17 @@ class TCPServer(BaseServer, socketserver.TCPServer):
 
 class UDPServer(TCPServer, socketserver.UDPServer):
     """``socketserver.UDPServer`` on an event loop."""
+
+    def get_request(self) -> Any:
+        """``(data, socket), client_address``.
+
+        While serving, a datagram that another process has taken in the meantime, or that the kernel has
+        dropped for its checksum (recvmsg(2), select(2)), is not waited for: raises ``BlockingIOError``.
+        """
+        if engine_of(self).current_turns() is None:
+            return super().get_request()
+        data, address = self.socket.recvfrom(self.max_packet_size, _DO_NOT_WAIT)
+        return (data, self.socket), address
 
 
 class ThreadingMixIn(socketserver.ThreadingMixIn):

@@ -6,13 +6,15 @@ import errno
 import logging
 import os
 import selectors
+import socketserver
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
 from asyncserver import OptionError
-from compat.executors import RequestExecutor, names_executor
+from compat.executors import Job, RequestExecutor, names_executor
+from compat.pool import ThreadPool
 from compat.waiting import LoopWaiter, UnwatchableError
 
 __all__ = ["Exhaustion", "LoopTurns", "SelectorTurns", "Turns", "reap"]
@@ -34,6 +36,11 @@ _MAX_CHILDREN = 40
 
 # Seconds that a full server waits for one of its threads before it lets the loop run.
 _ROOM_LINGER = 0.001
+
+
+# What is called between two requests; and where those come from that do not wait.
+_HOOKS_IN_BETWEEN = ("get_request", "verify_request", "process_request", "service_actions")
+_QUICK_HOOKS = frozenset({"socketserver", "compat.servers", "compat.mixin"})
 
 
 class Turns(Protocol):
@@ -141,18 +148,27 @@ class LoopTurns:
         self.forever = forever
         self._listened_to: RequestExecutor | None = None
         self._paused = False
+        self._unsettled: ThreadPool | None = None
         self._polled = False
         self.in_vain = False
         self.spares_children = False
+        self.may_put_off = forever and _comes_in_bursts(server)
         if not hasattr(server, "fileno"):
             self._polled = exhaustion.ask = True  # A queue, or a table: nothing can be waited for.
         elif (fd := server.fileno()) < 0:
             raise ValueError(f"Invalid file descriptor: {fd}")
 
     def close(self) -> None:
-        """Leave no listener behind."""
+        """Leave no listener and no job behind."""
+        if self._unsettled is not None:
+            self._unsettled.begin_all()
         if self._listened_to is not None:
             self._listened_to.remove_room_listener(self._on_room)
+
+    def put_off(self, pool: ThreadPool, job: Job) -> None:
+        """Have the job begun when no more requests are there; see ``ThreadPool.put_off()``."""
+        if pool.put_off(job):
+            self._unsettled = pool
 
     def wake(self) -> None:
         """See ``Turns``."""
@@ -186,6 +202,10 @@ class LoopTurns:
             fd: int = server.fileno()
         except (AttributeError, OSError, ValueError):
             fd = -1  # It has no socket at the moment.
+        if self._unsettled is not None:
+            if self.waiter.is_readable_now(fd):
+                return True
+            self._settle()
         try:
             return self.waiter.wait(fd if fd >= 0 else None, timeout)
         except UnwatchableError:
@@ -214,6 +234,7 @@ class LoopTurns:
             return True  # Not an option: a program with a pool of its own uses the name, too.
         if executor is None or executor.has_room() or executor.rejects:
             return True
+        self._settle()
         linger = _ROOM_LINGER if timeout is None else min(timeout, _ROOM_LINGER)
         if not self.waiter.tasks and executor.wait_for_room(max(linger, 0.0)):
             return True
@@ -226,9 +247,15 @@ class LoopTurns:
             self._paused = False
         return False
 
+    def _settle(self) -> None:
+        pool, self._unsettled = self._unsettled, None
+        if pool is not None:
+            pool.settle()
+
     def _listen_to(self, executor: RequestExecutor) -> None:
         if executor is not self._listened_to:
-            self.close()
+            if self._listened_to is not None:
+                self._listened_to.remove_room_listener(self._on_room)
             self._listened_to = executor
             executor.add_room_listener(self._on_room)
 
@@ -257,6 +284,13 @@ class LoopTurns:
             collect()
         else:
             reap(self._server.active_children, blocking=False)
+
+
+def _comes_in_bursts(server: Any) -> bool:
+    """Whether it is a datagram server none of whose hooks can keep a request waiting that was put off."""
+    return isinstance(server, socketserver.UDPServer) and all(
+        getattr(getattr(server, name), "__module__", None) in _QUICK_HOOKS for name in _HOOKS_IN_BETWEEN
+    )
 
 
 def reap(children: set[int] | None, *, blocking: bool) -> None:

@@ -82,6 +82,10 @@ class LoopWaiter:
         self._busy = self._run_loop(fd, timeout)
         return self._busy
 
+    def is_readable_now(self, fd: int) -> bool:
+        """Whether the descriptor that was waited for last is this one, and is readable."""
+        return fd == self._asked and bool(self._is_readable(0))
+
     def _readable_already(self, fd: int) -> bool:
         if (self.tasks and self._in_a_row >= _MOST_IN_A_ROW) or not self._is_readable(0):
             return False
