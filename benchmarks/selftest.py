@@ -1,7 +1,8 @@
 """Show that the load generator notices wrong echoes: `python benchmarks/selftest.py`.
 
 A run is only worth something if a server that corrupts, shifts, adds to, drops, repeats or mixes up the bytes
-is reported, and a right one is not. Each of these servers runs here, in a thread, for a moment.
+or the datagrams is reported, and a right one is not; and if a client that is not served is counted. Each of
+these servers runs here, in a thread, for a moment.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from harness.building import LOADGEN, build_loadgen
 TURN = 40  # the piece of a connection's bytes, counted from 1, at which a server goes wrong
 
 Mangle = Callable[[bytes], bytes]
+Replies = Callable[[bytes], list[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,17 @@ class Case:
     arguments: tuple[str, ...]
     expected: frozenset[str] = frozenset()
     at: int = TURN
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramCase:
+    """What is sent for a datagram, `delay` seconds after it came, and the kinds of error to be reported."""
+
+    name: str
+    replies: Replies
+    expected: frozenset[str] = frozenset()
+    delay: float = 0.0
+    seconds: float = 0.2
 
 
 def corrupt(data: bytes) -> bytes:
@@ -66,10 +79,12 @@ LARGE = ("echo", "--connections", "2", "--size", "102400")
 LINES = ("lines", "--connections", "2", "--in-flight", "16")
 CHURN = ("churn", "--connections", "4")
 STORM = ("storm", "--connections", "20")
+BURST = ("burst", "--connections", "20", "--limit", "0.5")
 IDLE = ("idle", "--connections", "20")
+UDP = ("udp", "--connections", "4", "--in-flight", "3")
 
 CASES = (
-    *(Case("right", bytes, load) for load in (ECHO, LARGE, LINES, CHURN, STORM, IDLE)),
+    *(Case("right", bytes, load) for load in (ECHO, LARGE, LINES, CHURN, STORM, BURST, IDLE)),
     *(Case("one bit flipped", corrupt, load, frozenset({"corrupt"})) for load in (ECHO, LARGE, LINES)),
     *(Case("shifted by a byte", shift, load, frozenset({"corrupt"})) for load in (ECHO, LARGE, LINES)),
     *(
@@ -90,15 +105,49 @@ CASES = (
     ),
     *(Case("another connection's", MixUp(), load, frozenset({"corrupt"})) for load in (ECHO, LINES)),
     Case("lines in the wrong order", swap_lines, LINES, frozenset({"corrupt"})),
-    *(Case("one bit flipped", corrupt, load, frozenset({"corrupt"}), at=1) for load in (CHURN, STORM, IDLE)),
+    *(
+        Case("one bit flipped", corrupt, load, frozenset({"corrupt"}), at=1)
+        for load in (CHURN, STORM, BURST, IDLE)
+    ),
     *(
         Case("a byte dropped", lambda d: d[1:], load, frozenset({"corrupt"}), at=1)
-        for load in (CHURN, STORM, IDLE)
+        for load in (CHURN, STORM, BURST, IDLE)
     ),
     *(
         Case("a byte added", lambda d: d + b"!", load, frozenset({"extra"}), at=1)
-        for load in (CHURN, STORM, IDLE)
+        for load in (CHURN, STORM, BURST, IDLE)
     ),
+)
+
+
+class MixedUp:
+    """Answers with what came before, from whichever socket; a number is only asked for once."""
+
+    def __init__(self) -> None:
+        self.last: dict[bytes, bytes] = {}
+
+    def __call__(self, data: bytes) -> list[bytes]:
+        answer = self.last.pop(data[:8], data)
+        self.last[data[:8]] = data
+        return [answer]
+
+
+def renumber(data: bytes) -> list[bytes]:
+    """Answer a datagram that will be sent much later."""
+    return [(int.from_bytes(data[:8], "little") + 3_000_000).to_bytes(8, "little") + data[8:]]
+
+
+DATAGRAM_CASES = (
+    DatagramCase("right", lambda data: [data]),
+    DatagramCase("one bit flipped", lambda data: [corrupt(data)], frozenset({"corrupt"})),
+    DatagramCase("another socket's", MixedUp(), frozenset({"corrupt"})),
+    DatagramCase("a byte dropped", lambda data: [data[:-1]], frozenset({"corrupt", "lost"})),
+    DatagramCase("a byte added", lambda data: [data + b"!"], frozenset({"corrupt", "lost"})),
+    DatagramCase("another number", renumber, frozenset({"corrupt", "lost"})),
+    DatagramCase("a reply dropped", lambda data: [], frozenset({"lost"})),
+    DatagramCase("a reply repeated", lambda data: [data, data], frozenset({"extra"})),
+    # It counts as lost, and not as repeated as well when it comes in the end.
+    DatagramCase("a reply that is late", lambda data: [data], frozenset({"lost"}), delay=0.6, seconds=1.0),
 )
 
 
@@ -117,6 +166,56 @@ def closing(connection: socket.socket, mangle: Mangle, wrong_at: int) -> None:
     with connection, contextlib.suppress(OSError):
         for _ in range(wrong_at):
             connection.sendall(connection.recv(65536))
+
+
+class EverySecond:
+    """Leaves every second connection without an answer, till its client goes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, connection: socket.socket, mangle: Mangle, wrong_at: int) -> None:
+        self.count += 1
+        if self.count % 2:
+            answer(connection, mangle, 0)
+            return
+        with connection, contextlib.suppress(OSError):
+            while connection.recv(65536):
+                pass
+
+
+@contextlib.contextmanager
+def serving_datagrams(case: DatagramCase) -> Iterator[int]:
+    """Echo datagrams, except for number TURN, which is answered as the case has it; give the port."""
+    server = socket.socket(type=socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 0))
+
+    def serve() -> None:
+        number = 0
+        while True:
+            data, address = server.recvfrom(65536)
+            if not data:
+                return
+            number += 1
+            # The mix-up needs to see them all.
+            wrong = number == TURN or isinstance(case.replies, MixedUp)
+            for reply in case.replies(data) if wrong else [data]:
+                if wrong and case.delay:
+                    timer = threading.Timer(case.delay, server.sendto, (reply, address))
+                    timer.daemon = True
+                    timer.start()
+                else:
+                    server.sendto(reply, address)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        with socket.socket(type=socket.SOCK_DGRAM) as ending:
+            ending.sendto(b"", server.getsockname())
+        thread.join(5)
+        server.close()
 
 
 @contextlib.contextmanager
@@ -145,7 +244,7 @@ def serving(
 def load(port: int, arguments: tuple[str, ...]) -> dict[str, Any]:
     """Run the load generator for a moment; return its result."""
     times = ("--warmup", "0.1", "--seconds", "0.2", "--patience", "0.3")
-    command = [str(LOADGEN), *arguments, "--port", str(port), *times]
+    command = [str(LOADGEN), "--port", str(port), *times, *arguments]
     done = subprocess.run(command, capture_output=True, check=False, timeout=90, stdin=subprocess.DEVNULL)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (1 if result["errors"] else 0), done
@@ -160,6 +259,23 @@ def problem(result: dict[str, Any], expected: frozenset[str]) -> str | None:
         return None
     reported = {kind for kind, count in result["errors_by_kind"].items() if count}
     return None if reported & expected else f"reported {sorted(reported)}, expected one of {sorted(expected)}"
+
+
+def problem_with_datagrams(result: dict[str, Any], expected: frozenset[str]) -> str | None:
+    """Return what is wrong with the report, where the kinds of error are known exactly."""
+    reported = {kind for kind, count in result["errors_by_kind"].items() if count}
+    if reported != expected:
+        return f"reported {sorted(reported)}, expected {sorted(expected)}: {result['first_error']}"
+    return None if result["operations"] else "nothing was answered"
+
+
+def problem_with_timeouts(result: dict[str, Any], served: int, timed_out: int) -> str | None:
+    """Return what is wrong with the report on a burst: who is not served is counted, and is no error."""
+    found = (result["operations"], result["timeouts"], result["errors"])
+    slowest = result["latency_us"]["max"] / 1e6
+    if found != (served, timed_out, 0):
+        return f"served, timed out, errors: {found}, expected {(served, timed_out, 0)}"
+    return None if slowest >= 0.5 else f"the slowest has {slowest} s and had 0.5 s to wait"
 
 
 def tell(mode: str, name: str, wrong: str | None) -> bool:
@@ -180,6 +296,17 @@ def main() -> int:
         with serving(closing, bytes, TURN) as port:
             wrong = problem(load(port, arguments), frozenset({"closed"}))
         failed += tell(arguments[0], "closed too early", wrong)
+    for datagrams in DATAGRAM_CASES:
+        with serving_datagrams(datagrams) as port:
+            result = load(port, (*UDP, "--seconds", str(datagrams.seconds)))
+            wrong = problem_with_datagrams(result, datagrams.expected)
+        failed += tell("udp", datagrams.name, wrong)
+    with serving(EverySecond(), bytes, 0) as port:
+        wrong = problem_with_timeouts(load(port, BURST), served=10, timed_out=10)
+    failed += tell("burst", "every second unanswered", wrong)
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as nobody_accepts:
+        wrong = problem_with_timeouts(load(nobody_accepts.getsockname()[1], BURST), served=0, timed_out=20)
+    failed += tell("burst", "nobody accepts", wrong)
     return 1 if failed else 0
 
 

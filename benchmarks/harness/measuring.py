@@ -38,10 +38,10 @@ class Sample:
     Rates are operations a second. `seconds` is the window (storm: the time till all were served, idle: till
     all were open). `cpu_us` is the server's user and system time for an operation in microseconds, 0 if
     unknown; latencies are in microseconds too. `load_share` is how much of its core the load generator used,
-    `disturbed` the part of the window in which the server or the load was ready to run and the core did other
-    work, where that can be told (of a server with workers: the load alone); both are 0 without a window.
-    `compared_with` is the server to which the ratios are. `timeouts` are
-    clients of a burst that were not served within its limit; they are in the latencies with what they waited.
+    `disturbed` the part of the window in which the server (unless it has workers) or the load was ready to
+    run and the core did other work; both are 0 without a window. `compared_with` is the server to which the
+    ratios are. `timeouts` are clients of a burst that were not served within its limit; they are in the
+    latencies with what they waited.
     """
 
     server: str
@@ -94,15 +94,16 @@ def measure_once(server: Server, workload: Workload, number: int, conditions: Co
         load = _LoadRun(running, server, workload, conditions)
         sample = _sample(server, workload, number, load.answer, load.memory_before, load.memory_held)
         if not running.alive():
-            raise ServerFailedError(f"ended during the work: {running.error_text()}")
+            text = running.error_text() or f"exit status {running.process.returncode}"
+            raise ServerFailedError(f"ended during the work: {text}")
         return sample
 
 
 def _probe(server: RunningServer, workload: Workload) -> None:
     try:
         (processes.probe_datagram if workload.mode == "udp" else processes.probe)(server.port)
-    except OSError as error:
-        raise ServerFailedError(server.error_text() or str(error)) from error
+    except (OSError, ServerFailedError) as error:
+        raise ServerFailedError(f"{error}: {server.last_words() or 'no message'}") from error
 
 
 class _LoadRun:

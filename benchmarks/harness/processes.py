@@ -66,6 +66,11 @@ class RunningServer:
         self.errors.seek(0)
         return self.errors.read().decode(errors="replace").strip()[-1500:]
 
+    def last_words(self) -> str:
+        """Return the last line that says something: of a traceback, the error."""
+        lines = [line for line in self.error_text().splitlines() if any(map(str.isalnum, line))]
+        return lines[-1] if lines else ""
+
     def alive(self) -> bool:
         """Whether the server still runs."""
         return self.process.poll() is None

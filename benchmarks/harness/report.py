@@ -112,7 +112,7 @@ def _target_row(verdict: Verdict) -> list[str]:
     absolute = names.get(target.metric, target.metric)
     verdict_text = "met" if verdict.met else "MISSED"
     if verdict.troubles and target.metric != "errors":
-        verdict_text += f" ({verdict.troubles} errors)"
+        verdict_text += f" ({verdict.troubles} error{'s' if verdict.troubles > 1 else ''})"
     value = f"{target.value:.0f}" if target.metric == "errors" else f"{target.value:.2f}"
     return [
         verdict.workload,

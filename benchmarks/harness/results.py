@@ -105,11 +105,16 @@ class Results:
         found = []
         for target in targets:
             for workload in target.workloads:
-                measured = self._measured(target, workload)
-                troubles = self._troubles(target, workload)
-                if measured is not None or troubles:
-                    found.append(Verdict(target, workload, measured, troubles))
+                if self._took_part(target.subject, workload):
+                    measured = self._measured(target, workload)
+                    troubles = self._troubles(target, workload)
+                    if measured is not None or troubles:
+                        found.append(Verdict(target, workload, measured, troubles))
         return found
+
+    def _took_part(self, server: str, workload: str) -> bool:
+        failed = any(f.workload == workload and f.server == server for f in self.failures)
+        return failed or bool(self.of(workload, server))
 
     def _troubles(self, target: Target, workload: str) -> int:
         servers = (target.subject, target.yardstick)

@@ -35,6 +35,11 @@ def percent(value: float) -> str:
     return f"{value:.0%}"
 
 
+def whole(value: float) -> str:
+    """Write a number of things."""
+    return f"{value:.0f}"
+
+
 def ranged(spread: Spread | None, write: Callable[[float], str] = compact) -> str:
     """Write a median with its range, or nothing."""
     if spread is None:
@@ -58,7 +63,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def rows_of(results: Results, workload: Workload) -> list[list[str]]:
     """Return heading and rows of one workload's table, the best server first."""
     columns = columns_of(workload)
-    if len(yardsticks(results, workload)) > 1:
+    if workload.has_window and len(yardsticks(results, workload)) > 1:
         columns.insert(0, Column("compared with", _compared_with))
     rows = [["server", *(column.heading for column in columns)]]
     for server in _best_first(results, workload):
@@ -90,10 +95,10 @@ def columns_of(workload: Workload) -> list[Column]:
         return [*time, *_latencies("p50", "p99", "max"), cpu, errors]
     if workload.mode == "burst":
         return [
-            Column("served", _figure(lambda sample: sample.operations)),
-            Column("timed out", _figure(lambda sample: sample.timeouts)),
+            Column("served", _figure(lambda sample: sample.operations, whole)),
+            Column("timed out", _figure(lambda sample: sample.timeouts, whole)),
             Column("slowest s", _figure(METRICS["slowest"])),
-            *_latencies("p50", "p99"),
+            Column("median ms", _figure(METRICS["median"])),
             cpu,
             errors,
         ]
@@ -133,8 +138,8 @@ def _milliseconds(sample: Sample) -> float:
     return sample.seconds * 1000
 
 
-def _figure(metric: Callable[[Sample], float]) -> Cell:
-    return lambda results, workload, server: ranged(results.figure(workload.key, server, metric))
+def _figure(metric: Callable[[Sample], float], write: Callable[[float], str] = compact) -> Cell:
+    return lambda results, workload, server: ranged(results.figure(workload.key, server, metric), write)
 
 
 def _median(metric: Callable[[Sample], float], write: Callable[[float], str]) -> Cell:

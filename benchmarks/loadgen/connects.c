@@ -216,7 +216,8 @@ static double one_storm(struct visits *self)
     uint64_t start = nanoseconds();
     for (int index = 0; index < self->slot_count; index++)
         begin(self, &self->slots[index]);
-    uint64_t end = run_until(self, start + (uint64_t)(limit * 1e9), false);
+    uint64_t until = (burst ? nanoseconds() : start) + (uint64_t)(limit * 1e9); /* the last one has its time, too */
+    uint64_t end = run_until(self, until, false);
     if (burst)
         count_timeouts(self);
     else
