@@ -28,8 +28,10 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _FIRST_DELAY = 0.01
 _LONGEST_DELAY = 1.0
 
-# Seconds between two questions to a server that cannot be waited for, in `handle_request()`.
+# Seconds between two questions to a server that cannot be waited for, in `handle_request()`; and to the
+# system about children, when it has no descriptor left for one.
 _POLL_INTERVAL = 0.5
+_POLL_INTERVAL_OF_CHILDREN = 0.02
 
 # As in ForkingMixIn, for servers that are not made of it.
 _MAX_CHILDREN = 40
@@ -151,7 +153,7 @@ class LoopTurns:
         self._unsettled: ThreadPool | None = None
         self._polled = False
         self.in_vain = False
-        self.spares_children = False
+        self.spares_children = forever and hasattr(os, "pidfd_open")
         self.may_put_off = forever and _comes_in_bursts(server)
         if not hasattr(server, "fileno"):
             self._polled = exhaustion.ask = True  # A queue, or a table: nothing can be waited for.
@@ -207,6 +209,10 @@ class LoopTurns:
                 return True
             self._settle()
         try:
+            if children:
+                if fd >= 0 and self.waiter.is_readable_soon(fd, timeout):
+                    return True  # They are looked after when there is time.
+                self.waiter.watch_children(children)
             return self.waiter.wait(fd if fd >= 0 else None, timeout)
         except UnwatchableError:
             self._polled = self._exhaustion.ask = self.in_vain = True
@@ -266,15 +272,15 @@ class LoopTurns:
     # --- children ---
 
     def _has_room_for_child(self, children: set[int], timeout: float | None) -> bool:
-        """Below ``max_children``, and while the server has as many: wait for the end of one."""
-        self.spares_children = self.waiter.watch_children(children) and self.forever
+        """Below ``max_children``; with as many, wait for the end of one."""
         if self.waiter.child_ended:
             self._reap()
         if not self.spares_children or len(children) < getattr(self._server, "max_children", _MAX_CHILDREN):
             return True
-        self.waiter.wait(None, timeout)
-        if self.waiter.child_ended:
-            self._reap()
+        watched = self.waiter.watch_children(children)
+        interval = _POLL_INTERVAL if watched else _POLL_INTERVAL_OF_CHILDREN
+        self.waiter.wait(None, interval if timeout is None else min(timeout, interval))
+        self._reap()
         return False
 
     def _reap(self) -> None:

@@ -66,27 +66,30 @@ class LoopWaiter:
         Returns early, with False, after ``wake()`` and when a child has ended. Raises
         ``UnwatchableError``, and whatever a signal handler or a task raises out of the loop.
         """
-        if fd is not None:
-            if fd != self._asked:
-                _check_watchable(fd)  # poll(2) takes them, and says that they are always readable.
-                self._asked, self._is_readable = fd, _poll_for(fd)
-            if not self.tasks and self._busy and not self._woken:
-                linger = timeout is None or timeout * 1000 > _LINGER_MILLISECONDS
-                if self._is_readable(_LINGER_MILLISECONDS if linger else 0):
-                    return True
-            elif self._readable_already(fd):
-                return True
+        if fd is not None and self.is_readable_soon(fd, timeout):
+            return True
         if timeout is not None and timeout <= 0 and not self.tasks and self._loop is None:
             return False
         self._in_a_row = 0
         self._busy = self._run_loop(fd, timeout)
         return self._busy
 
+    def is_readable_soon(self, fd: int, timeout: float | None) -> bool:
+        """The part of ``wait()`` that does without the loop."""
+        if fd != self._asked:
+            _check_watchable(fd)  # poll(2) takes them, and says that they are always readable.
+            self._asked, self._is_readable = fd, _poll_for(fd)
+        if self.tasks or not self._busy or self._woken:
+            return self._is_readable_already(fd)
+        linger = timeout is None or timeout * 1000 > _LINGER_MILLISECONDS
+        self._busy = bool(self._is_readable(_LINGER_MILLISECONDS if linger else 0))
+        return self._busy
+
     def is_readable_now(self, fd: int) -> bool:
         """Whether the descriptor that was waited for last is this one, and is readable."""
         return fd == self._asked and bool(self._is_readable(0))
 
-    def _readable_already(self, fd: int) -> bool:
+    def _is_readable_already(self, fd: int) -> bool:
         if (self.tasks and self._in_a_row >= _MOST_IN_A_ROW) or not self._is_readable(0):
             return False
         if not self._busy and fd == self._watched:
