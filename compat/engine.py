@@ -209,7 +209,7 @@ def check_options(server: Any) -> None:
 
 def start_request(server: Any, request: Any, client_address: Any) -> bool:
     """Have a request served by the loop or an executor; False where the class is to do it itself."""
-    handler_class = server.RequestHandlerClass
+    handler_class = getattr(server, "RequestHandlerClass", None)
     if isinstance(handler_class, type) and issubclass(handler_class, AsyncRequestHandler):
         serve_here(server, request, client_address)
         return True

@@ -126,8 +126,13 @@ class _Futures(RequestExecutor):
         self._pool = pool
 
     def start(self, job: Job) -> None:
-        """Put it in the queue."""
-        self._pool.submit(job.run)
+        """Put it in the queue. When it is thrown out of there (``cancel_futures``), it has failed."""
+
+        def on_end(future: concurrent.futures.Future[None]) -> None:
+            if future.cancelled():
+                job.fail(RuntimeError("the thread pool was shut down before the request was served"))
+
+        self._pool.submit(job.run).add_done_callback(on_end)
 
 
 def names_executor(server: Any) -> bool:

@@ -30,6 +30,8 @@ SHARED = frozenset(
     if hasattr(socketserver, name)
 )
 
+_ORIGINALS = {name: getattr(socketserver, name) for name in SHARED}
+
 
 class StandIn(ModuleType):
     """A module whose shared names are those of ``socketserver``: for reading, setting and deleting."""
@@ -47,7 +49,7 @@ class StandIn(ModuleType):
 
     def __delattr__(self, name: str) -> None:
         if name in SHARED:
-            delattr(socketserver, name)
+            setattr(socketserver, name, _ORIGINALS[name])  # Who deletes it undoes a replacement.
         else:
             super().__delattr__(name)
 

@@ -6,6 +6,7 @@ import asyncio
 import socketserver
 import threading
 import warnings
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -43,7 +44,8 @@ class _ShutdownRequest:
                 engine.wake()
 
     def __delete__(self, server: Any) -> None:
-        del vars(server)[self._NAME]
+        if server.__dict__.pop(self._NAME, self) is self:
+            raise AttributeError(self._NAME)
 
     def __bool__(self) -> bool:
         """What a server has that was never initialized."""
@@ -96,6 +98,7 @@ class EventLoopMixIn(socketserver.BaseServer):
         """
         state: Any = self
         if is_loop_running():
+            check_options(self)
             _warn("serve_forever")
             super().serve_forever(poll_interval)  # type: ignore[arg-type]
             return
@@ -120,6 +123,7 @@ class EventLoopMixIn(socketserver.BaseServer):
         timeout if they are fewer. Raises as ``serve_forever()`` does.
         """
         if is_loop_running():
+            check_options(self)
             _warn("handle_request")
             return super().handle_request()
         server: Any = self
@@ -143,17 +147,14 @@ class EventLoopMixIn(socketserver.BaseServer):
         shuts the server down and waits for the thread; ``server_close()`` is left to the caller.
         """
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        done: asyncio.Future[BaseException | None] = loop.create_future()
         state: Any = self
         lock = threading.Lock()
         ended = cancelled = False
 
         def tell(error: BaseException | None) -> None:
             if not done.done():
-                if error is None:
-                    done.set_result(None)
-                else:
-                    done.set_exception(error)
+                done.set_result(error)
 
         def serve() -> None:
             nonlocal ended
@@ -166,12 +167,13 @@ class EventLoopMixIn(socketserver.BaseServer):
                 ended = True
                 if cancelled:  # It may have come after the end, and would end the next serve_forever().
                     state._BaseServer__shutdown_request = False
-            loop.call_soon_threadsafe(tell, error)
+            with suppress(RuntimeError):  # The loop was closed, and nobody waits.
+                loop.call_soon_threadsafe(tell, error)
 
-        thread = threading.Thread(target=serve, name=f"{type(self).__name__}.serve_async", daemon=True)
-        thread.start()
+        name = f"{type(self).__name__}.serve_async"
+        threading.Thread(target=serve, name=name, daemon=True).start()
         try:
-            await asyncio.shield(done)
+            error = await asyncio.shield(done)
         except asyncio.CancelledError:
             with lock:
                 if not ended:
@@ -179,8 +181,8 @@ class EventLoopMixIn(socketserver.BaseServer):
                     state._BaseServer__shutdown_request = True
             await _wait_patiently(done)
             raise
-        finally:
-            thread.join()
+        if error is not None:
+            raise error
 
     def _handle_request_noblock(self) -> None:
         """Handle one request that is there; also called by programs with loops of their own."""
@@ -283,12 +285,10 @@ def _has_default_queue(server: Any) -> bool:
     return owner is socketserver.TCPServer
 
 
-async def _wait_patiently(future: asyncio.Future[None]) -> None:
+async def _wait_patiently(future: asyncio.Future[Any]) -> None:
     """Until it is done, whatever it brings, and however often this task is cancelled."""
     while not future.done():
         try:
             await asyncio.wait([future])
         except asyncio.CancelledError:
             continue
-    if not future.cancelled():
-        future.exception()

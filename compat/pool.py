@@ -154,8 +154,8 @@ class ThreadPool(RequestExecutor):
     def settle(self) -> None:
         """Have the jobs that were put off begun; returns when they are, or a millisecond later."""
         self._taken.clear()
-        if self._drainer is None and self._queue:
-            self._drainer = self._begin(self._queue.popleft())
+        if self._drainer is None:
+            self._drainer = self._begin_one()
         if self._queue and not self._taken.wait(_SETTLE_SECONDS):
             self._jobs_until_next_try = _JOBS_UNTIL_NEXT_TRY
             self.begin_all()
@@ -163,14 +163,14 @@ class ThreadPool(RequestExecutor):
     def begin_all(self) -> None:
         """Have each job that was put off begun by a thread of its own."""
         self._drainer = None
-        while True:
-            with self._lock:
-                if not self._queue or (not self._idle and self._threads >= self.max_threads):
-                    return
-                job = self._queue.popleft()
-            self._begin(job)
+        while self._begin_one() is not None:
+            pass
 
-    def _begin(self, job: Job) -> _Worker | None:
+    def _begin_one(self) -> _Worker | None:
+        with self._lock:
+            if not self._queue or (not self._idle and self._threads >= self.max_threads):
+                return None
+            job = self._queue.popleft()
         try:
             return self._hand_over(job)
         except RuntimeError as exc:  # The system gives no more threads.
@@ -210,7 +210,7 @@ class ThreadPool(RequestExecutor):
             if self._room_waiters:
                 self._room.notify()
         if was_full:
-            for listener in self._listeners:
+            for listener in list(self._listeners):
                 listener()
         return None
 

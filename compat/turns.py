@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from asyncserver import OptionError
 from compat.executors import Job, RequestExecutor, names_executor
 from compat.pool import ThreadPool
-from compat.waiting import LoopWaiter, UnwatchableError
+from compat.waiting import LoopWaiter
+from compat.watching import UnwatchableError
 
 __all__ = ["Exhaustion", "LoopTurns", "SelectorTurns", "Turns", "reap"]
 
@@ -141,7 +142,8 @@ class LoopTurns:
     ) -> None:
         """``executor(server)`` gives what runs the requests; None where the class does that itself.
 
-        Raises ``ValueError`` where the server is closed, as registering it with a selector does.
+        Raises ``ValueError`` where the server is closed, or its ``fileno()`` gives no number, as registering
+        it with a selector does.
         """
         self._server = server
         self.waiter = waiter
@@ -157,8 +159,8 @@ class LoopTurns:
         self.may_put_off = forever and _comes_in_bursts(server)
         if not hasattr(server, "fileno"):
             self._polled = exhaustion.ask = True  # A queue, or a table: nothing can be waited for.
-        elif (fd := server.fileno()) < 0:
-            raise ValueError(f"Invalid file descriptor: {fd}")
+        else:
+            _check_descriptor(server)
 
     def close(self) -> None:
         """Leave no listener and no job behind."""
@@ -201,8 +203,8 @@ class LoopTurns:
         if self._polled:
             return self._ask_again(timeout)
         try:
-            fd: int = server.fileno()
-        except (AttributeError, OSError, ValueError):
+            fd = int(server.fileno())
+        except (AttributeError, OSError, TypeError, ValueError):
             fd = -1  # It has no socket at the moment.
         if self._unsettled is not None:
             if self.waiter.is_readable_now(fd):
@@ -290,6 +292,15 @@ class LoopTurns:
             collect()
         else:
             reap(self._server.active_children, blocking=False)
+
+
+def _check_descriptor(server: Any) -> None:
+    try:
+        fd = int(server.fileno())
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"Invalid file object: {server!r}") from None
+    if fd < 0:
+        raise ValueError(f"Invalid file descriptor: {fd}")
 
 
 def _comes_in_bursts(server: Any) -> bool:

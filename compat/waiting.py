@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import select
-import stat
+import time
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any
 
-__all__ = ["LoopWaiter", "UnwatchableError", "is_loop_running"]
+from compat.watching import Watch, check_watchable, open_watch
+
+__all__ = ["LoopWaiter", "is_loop_running"]
 
 # Entering uvloop in the main thread costs 28 us (asyncio 4 us), because it takes over the signals
 # and gives them back. So while requests follow each other closely, the next one is waited for by
@@ -24,15 +24,16 @@ _LINGER_MILLISECONDS = 1
 # Requests that are worked off before the tasks of async handlers have a turn of the loop.
 _MOST_IN_A_ROW = 8
 
+# More descriptors than a loop and its watch need; and how often, in milliseconds, somebody who has none
+# for a loop looks whether there is something to do.
+_DESCRIPTORS_OF_A_LOOP = 10
+_LOOK_MILLISECONDS = 10
+
 _waiters: weakref.WeakSet[LoopWaiter] = weakref.WeakSet()
 
 # Loops that a fork has copied into this process. Closing one here would take the parent's descriptors
 # out of the epoll object, which both processes share (epoll(7), questions and answers).
 _inherited: list[asyncio.AbstractEventLoop] = []
-
-
-class UnwatchableError(OSError):
-    """The loop's selector refuses the descriptor: epoll does so with regular files (epoll_ctl(2), EPERM)."""
 
 
 class LoopWaiter:
@@ -45,7 +46,7 @@ class LoopWaiter:
     def __init__(self, make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
         self._make_loop = make_loop
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watched: int | None = None
+        self._watch: Watch | None = None
         self._asked: int | None = None
         self._is_readable: Callable[[int], Sequence[object]] = _nothing
         self._found = False
@@ -53,7 +54,8 @@ class LoopWaiter:
         self._busy = False
         self._in_a_row = 0
         self._had_tasks = False
-        self._descriptors: dict[int, int] = {}
+        self._raised_by_signal: BaseException | None = None
+        self._children: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.child_ended = False
         _waiters.add(self)
@@ -68,7 +70,7 @@ class LoopWaiter:
         """
         if fd is not None and self.is_readable_soon(fd, timeout):
             return True
-        if timeout is not None and timeout <= 0 and not self.tasks and self._loop is None:
+        if timeout is not None and timeout <= 0 and not self.tasks:
             return False
         self._in_a_row = 0
         self._busy = self._run_loop(fd, timeout)
@@ -77,11 +79,13 @@ class LoopWaiter:
     def is_readable_soon(self, fd: int, timeout: float | None) -> bool:
         """The part of ``wait()`` that does without the loop."""
         if fd != self._asked:
-            _check_watchable(fd)  # poll(2) takes them, and says that they are always readable.
+            check_watchable(fd)
             self._asked, self._is_readable = fd, _poll_for(fd)
-        if self.tasks or not self._busy or self._woken:
-            return self._is_readable_already(fd)
-        linger = timeout is None or timeout * 1000 > _LINGER_MILLISECONDS
+        if self.tasks:
+            self._busy = self._in_a_row < _MOST_IN_A_ROW and bool(self._is_readable(0))
+            self._in_a_row += self._busy
+            return self._busy
+        linger = self._busy and not self._woken and (timeout is None or timeout * 1000 > _LINGER_MILLISECONDS)
         self._busy = bool(self._is_readable(_LINGER_MILLISECONDS if linger else 0))
         return self._busy
 
@@ -89,21 +93,11 @@ class LoopWaiter:
         """Whether the descriptor that was waited for last is this one, and is readable."""
         return fd == self._asked and bool(self._is_readable(0))
 
-    def _is_readable_already(self, fd: int) -> bool:
-        if (self.tasks and self._in_a_row >= _MOST_IN_A_ROW) or not self._is_readable(0):
-            return False
-        if not self._busy and fd == self._watched:
-            # The loop should have said so: the number may be that of another file now.
-            self._watch(None)
-        self._busy = True
-        self._in_a_row += 1
-        return True
-
     def _run_loop(self, fd: int | None, timeout: float | None) -> bool:
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = self._make_loop()
-        self._watch(fd)
+        loop = self._loop or self._open()
+        if loop is None or self._watch is None:
+            return self._wait_without_loop(fd, timeout)
+        self._watch.set_request(fd)
         self._found = False
         timer = None
         if timeout is not None:
@@ -116,24 +110,18 @@ class LoopWaiter:
             self._woken = False
             if timer is not None:
                 timer.cancel()
+        if self._raised_by_signal is not None:
+            try:
+                raise self._raised_by_signal
+            finally:
+                self._raised_by_signal = None
+        if self._found and not self._is_readable(0):
+            # The number is that of another file now, or another process was faster.
+            self._watch.renew()
+            return False
         return self._found
 
-    def _watch(self, fd: int | None) -> None:
-        """Have the loop watch this descriptor and no other."""
-        if fd == self._watched or self._loop is None:
-            return
-        if self._watched is not None:
-            with suppress(OSError, ValueError):  # It may be closed, or be another file's by now.
-                self._loop.remove_reader(self._watched)
-            self._watched = None
-        if fd is not None:
-            try:
-                self._loop.add_reader(fd, self._on_readable)
-            except PermissionError as exc:
-                raise UnwatchableError(*exc.args) from exc
-            self._watched = fd
-
-    def _on_readable(self) -> None:
+    def _on_request(self) -> None:
         self._found = True
         self._stop()
 
@@ -146,8 +134,38 @@ class LoopWaiter:
         self._woken = True
         loop = self._loop
         if loop is not None:
-            with suppress(RuntimeError):  # Closed: nobody waits.
+            try:
                 loop.call_soon_threadsafe(loop.stop)
+            except RuntimeError:
+                return  # It is closed: nobody waits.
+
+    def _open(self) -> asyncio.AbstractEventLoop | None:
+        """The loop; None where there are not enough descriptors for one."""
+        if not _are_there_descriptors(_DESCRIPTORS_OF_A_LOOP):
+            return None
+        loop = self._loop = self._make_loop()
+        loop.set_exception_handler(self._on_exception)
+        self._watch = open_watch(loop, self._on_request, self._on_child_end)
+        return loop
+
+    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """uvloop calls signal handlers in a callback of its own, and takes what they raise for its error."""
+        if "_read_from_self" in str(context.get("message")):
+            self._raised_by_signal = context.get("exception")
+            loop.stop()
+        else:
+            loop.default_exception_handler(context)
+
+    def _wait_without_loop(self, fd: int | None, timeout: float | None) -> bool:
+        """A process that has run out of descriptors: look often enough."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._woken and (deadline is None or time.monotonic() < deadline):
+            if fd is None:
+                time.sleep(_LOOK_MILLISECONDS / 1000)
+            elif self._is_readable(_LOOK_MILLISECONDS):
+                return True
+        self._woken = False
+        return False
 
     # --- children ---
 
@@ -156,13 +174,11 @@ class LoopWaiter:
 
         Through pidfd_open(2), which Linux has.
         """
-        if not hasattr(os, "pidfd_open"):
+        if not hasattr(os, "pidfd_open") or (self._loop is None and self._open() is None):
             return False
-        if self._loop is None:
-            self._loop = self._make_loop()
-        for pid in self._descriptors.keys() - pids:
+        for pid in [pid for pid in self._children.values() if pid not in pids]:
             self._forget_child(pid)
-        for pid in pids - self._descriptors.keys():
+        for pid in pids.difference(self._children.values()):
             try:
                 descriptor = os.pidfd_open(pid)
             except ProcessLookupError:  # Somebody else has waited for it.
@@ -170,29 +186,33 @@ class LoopWaiter:
                 continue
             except OSError:
                 return False
-            self._descriptors[pid] = descriptor
-            self._loop.add_reader(descriptor, self._on_child_end, pid)
+            self._children[descriptor] = pid
+            if self._watch is not None:
+                self._watch.add_child(descriptor)
         return True
 
-    def _on_child_end(self, pid: int) -> None:
-        self._forget_child(pid)
+    def _on_child_end(self, descriptor: int) -> None:
+        self._forget_child(self._children[descriptor])
         self.child_ended = True
         self._stop()
 
     def _forget_child(self, pid: int) -> None:
-        descriptor = self._descriptors.pop(pid)
-        if self._loop is not None:
-            self._loop.remove_reader(descriptor)
+        descriptor = next(each for each, owner in self._children.items() if owner == pid)
+        del self._children[descriptor]
+        if self._watch is not None:
+            self._watch.remove_child(descriptor)
         os.close(descriptor)
 
     # --- tasks ---
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run it while somebody waits here."""
-        if self._loop is None:
-            self._loop = self._make_loop()
+        """Run it while somebody waits here. Raises ``OSError`` where there are no descriptors for a loop."""
+        loop = self._loop or self._open()
+        if loop is None:
+            coroutine.close()
+            raise OSError("there are not enough file descriptors for an event loop")
         self._had_tasks = True
-        task = self._loop.create_task(coroutine)
+        task = loop.create_task(coroutine)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -201,7 +221,8 @@ class LoopWaiter:
         loop = self._loop
         if loop is None:
             return
-        self._watch(None)
+        if self._watch is not None:
+            self._watch.set_request(None)
         try:
             while self.tasks:
                 if cancel:
@@ -222,37 +243,31 @@ class LoopWaiter:
             return
         try:
             self.finish_tasks(cancel=True)
-            self._watch(None)
-            for pid in list(self._descriptors):
+            for pid in list(self._children.values()):
                 self._forget_child(pid)
+            if self._watch is not None:
+                self._watch.close()
             if self._had_tasks:
                 loop.run_until_complete(loop.shutdown_asyncgens())
                 loop.run_until_complete(loop.shutdown_default_executor())
         finally:
-            self._loop = None
+            self._loop = self._watch = None
             loop.close()
 
     def abandon(self) -> None:
         """In a forked child: the loop is the parent's. Another is made if this process waits, too."""
         loop, self._loop = self._loop, None
-        self._watched = None
+        watch, self._watch = self._watch, None
         self._busy = False
         self.tasks = set()
-        for descriptor in self._descriptors.values():
+        for descriptor in self._children:
             os.close(descriptor)
-        self._descriptors = {}
+        self._children = {}
+        if watch is not None:
+            watch.abandon()
         if loop is not None:
             _inherited.append(loop)
             loop.is_closed = _yes  # type: ignore[method-assign]  # Or its finalizer would close it.
-
-
-def _check_watchable(fd: int) -> None:
-    try:
-        mode = os.fstat(fd).st_mode
-    except OSError:
-        return  # Whoever reads from it will say so.
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        raise UnwatchableError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _poll_for(fd: int) -> Callable[[int], Sequence[object]]:
@@ -262,6 +277,19 @@ def _poll_for(fd: int) -> Callable[[int], Sequence[object]]:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return poll.poll
+
+
+def _are_there_descriptors(count: int) -> bool:
+    """Whether that many can be had. asyncio's loops are half made, and warn, when they get too few."""
+    found: list[int] = []
+    try:
+        found.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(count))
+    except OSError:
+        return False
+    finally:
+        for fd in found:
+            os.close(fd)
+    return True
 
 
 def is_loop_running() -> bool:
