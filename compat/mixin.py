@@ -98,8 +98,8 @@ class EventLoopMixIn(socketserver.BaseServer):
         """
         state: Any = self
         if is_loop_running():
-            check_options(self)
             _warn("serve_forever")
+            check_options(self)
             super().serve_forever(poll_interval)  # type: ignore[arg-type]
             return
         state._BaseServer__is_shut_down.clear()
@@ -123,8 +123,8 @@ class EventLoopMixIn(socketserver.BaseServer):
         timeout if they are fewer. Raises as ``serve_forever()`` does.
         """
         if is_loop_running():
-            check_options(self)
             _warn("handle_request")
+            check_options(self)
             return super().handle_request()
         server: Any = self
         timeout = _smaller(_socket_timeout(server), self.timeout)
@@ -265,8 +265,9 @@ def _warn(method: str) -> None:
 
 
 def _socket_timeout(server: Any) -> float | None:
-    sock = getattr(server, "socket", None)
-    timeout: float | None = None if sock is None else sock.gettimeout()
+    if not hasattr(server, "socket"):
+        return None
+    timeout: float | None = server.socket.gettimeout()
     return timeout
 
 

@@ -77,7 +77,12 @@ class ThreadPool(RequestExecutor):
         """Whether a thread is idle, or may be started."""
         if self._pid != os.getpid():
             self._reset()  # A fork has copied the pool without its threads.
-        return len(self._idle) + self.max_threads - self._threads > len(self._queue)
+        return self._free > 0
+
+    @property
+    def _free(self) -> int:
+        """How many more jobs could be begun."""
+        return len(self._idle) + self.max_threads - self._threads - len(self._queue)
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """See ``RequestExecutor``."""
@@ -201,7 +206,7 @@ class ThreadPool(RequestExecutor):
                 return job
             if self._drainer is worker:
                 self._drainer = None
-            was_full = not self._idle and self._threads >= self.max_threads
+            was_full = self._free <= 0
             if self._closed or self._threads > self.max_threads:
                 self._threads -= 1
                 worker.superfluous = True
@@ -209,7 +214,8 @@ class ThreadPool(RequestExecutor):
                 self._idle.append(worker)
             if self._room_waiters:
                 self._room.notify()
-        if was_full:
+            has_room = self._free > 0
+        if was_full and has_room:
             for listener in list(self._listeners):
                 listener()
         return None

@@ -35,7 +35,7 @@ class UDPServer(TCPServer, socketserver.UDPServer):
         While serving, a datagram that another process has taken in the meantime, or that the kernel has
         dropped for its checksum (recvmsg(2), select(2)), is not waited for: raises ``BlockingIOError``.
         """
-        if engine_of(self).current_turns() is None:
+        if engine_of(self).current_turns() is None or type(self.socket) is not socket.socket:
             return super().get_request()
         data, address = self.socket.recvfrom(self.max_packet_size, _DO_NOT_WAIT)
         return (data, self.socket), address

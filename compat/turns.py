@@ -147,6 +147,7 @@ class LoopTurns:
         """
         self._server = server
         self.waiter = waiter
+        waiter.scarce = exhaustion.lasts
         self._exhaustion = exhaustion
         self._executor = executor
         self.forever = forever
@@ -182,11 +183,13 @@ class LoopTurns:
         """See ``Turns``."""
         self.in_vain = False
         if self._exhaustion.lasts:
+            self.waiter.scarce = False
             self._exhaustion.end(self._server)
 
     def failed(self, error: OSError) -> None:
         """See ``Turns``."""
         if error.errno in _EXHAUSTED:
+            self.waiter.scarce = True
             self._exhaustion.begin(error, self._server)
 
     def wait(self, timeout: float | None) -> bool:

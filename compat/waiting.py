@@ -24,9 +24,10 @@ _LINGER_MILLISECONDS = 1
 # Requests that are worked off before the tasks of async handlers have a turn of the loop.
 _MOST_IN_A_ROW = 8
 
-# More descriptors than a loop and its watch need; and how often, in milliseconds, somebody who has none
-# for a loop looks whether there is something to do.
+# More descriptors than a loop and its watch need, and than uvloop needs each time it is entered in the main
+# thread; and how often, in milliseconds, somebody who has none looks whether there is something to do.
 _DESCRIPTORS_OF_A_LOOP = 10
+_DESCRIPTORS_OF_A_RUN = 4
 _LOOK_MILLISECONDS = 10
 
 _waiters: weakref.WeakSet[LoopWaiter] = weakref.WeakSet()
@@ -58,6 +59,8 @@ class LoopWaiter:
         self._children: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.child_ended = False
+        self.scarce = False
+        """Whether the process has run out of descriptors lately."""
         _waiters.add(self)
 
     # --- waiting ---
@@ -94,6 +97,8 @@ class LoopWaiter:
         return fd == self._asked and bool(self._is_readable(0))
 
     def _run_loop(self, fd: int | None, timeout: float | None) -> bool:
+        if self.scarce and not _are_there_descriptors(_DESCRIPTORS_OF_A_RUN):
+            return self._wait_without_loop(fd, timeout)
         loop = self._loop or self._open()
         if loop is None or self._watch is None:
             return self._wait_without_loop(fd, timeout)

@@ -57,6 +57,7 @@ class EpollWatch:
         self._on_request = on_request
         self._on_child = on_child
         self._request: int | None = None
+        self._file: tuple[int, int] | None = None
         self._children: set[int] = set()
         self._open()
 
@@ -66,19 +67,15 @@ class EpollWatch:
 
     def set_request(self, fd: int | None) -> None:
         """See ``Watch``."""
-        if fd == self._request:
+        file = None if fd is None else _file_behind(fd)
+        if (fd, file) == (self._request, self._file):
             return
         if self._request is not None:
-            try:
-                self._epoll.unregister(self._request)
-            except OSError:
-                # It was closed. If there is a duplicate of it, epoll goes on watching that (epoll(7)).
-                self.renew()
-            self._request = None
+            # If it was closed, and there is a duplicate, epoll goes on watching that (epoll(7)).
+            self.renew()
         if fd is not None:
-            with suppress(FileExistsError):
-                self._epoll.register(fd, select.EPOLLIN)
-            self._request = fd
+            self._epoll.register(fd, select.EPOLLIN)
+            self._request, self._file = fd, file
 
     def add_child(self, fd: int) -> None:
         """See ``Watch``."""
@@ -93,7 +90,7 @@ class EpollWatch:
     def renew(self) -> None:
         """See ``Watch``."""
         self.close()
-        self._request = None
+        self._request = self._file = None
         self._open()
         for fd in self._children:
             self._epoll.register(fd, select.EPOLLIN)
@@ -167,6 +164,15 @@ def open_watch(
     kind: Any = EpollWatch if hasattr(select, "epoll") else LoopWatch
     watch: Watch = kind(loop, on_request, on_child)
     return watch
+
+
+def _file_behind(fd: int) -> tuple[int, int] | None:
+    """What the number stands for; it may stand for another file the next time."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def check_watchable(fd: int) -> None:
