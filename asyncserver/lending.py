@@ -89,10 +89,13 @@ class LendingChannel(ClosingChannel):
             self._flush()
 
     async def flush(self) -> None:
-        """Wait until all that was sent has been taken by the kernel. Raises what sending raises."""
-        self._check_sending()
+        """Wait until all that was sent has been taken by the kernel.
+
+        Raises ``ClosedResourceError`` and ``BrokenResourceError``, but not after ``send_eof()``.
+        """
         await self._wait_until_sent(0)
-        self._check_sending()
+        if self._send_error is not None or self._closed:
+            self._check_sending()
 
     def detach(self) -> socket.socket:
         """Give the socket away, still connected and non-blocking; the stream is closed, and it is not.
@@ -123,6 +126,7 @@ class LendingChannel(ClosingChannel):
         return self._sock
 
     def _check_lendable(self) -> None:
+        self._check_sending()
         self._raise_if_receiving()
         if self._buffer:
             raise ServerStateError(

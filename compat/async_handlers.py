@@ -99,12 +99,20 @@ class AsyncStreamRequestHandler(AsyncRequestHandler):
             request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self.stream = Stream(request)
         try:
-            await super().run()
-            if not self.stream.closed and not self.stream.broken:
-                await self.stream.flush()
+            try:
+                await super().run()
+            except Exception:
+                await self._flush()
+                raise
+            await self._flush()
         finally:
             if not self.stream.closed:
                 self.stream.detach().settimeout(timeout)
+
+    async def _flush(self) -> None:
+        """A peer that is gone is nothing that a handler would have to know when it is done."""
+        with suppress(Exception):  # That it is closed, by either side.
+            await self.stream.flush()
 
 
 class AsyncDatagramRequestHandler(AsyncRequestHandler):

@@ -7,6 +7,7 @@ import os
 import select
 import time
 import weakref
+from asyncio import _set_running_loop  # pyright: ignore[reportPrivateUsage] - for event loops, documented
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ class LoopWaiter:
         self._busy = False
         self._in_a_row = 0
         self._had_tasks = False
+        self._finishing = False
         self._raised_by_signal: BaseException | None = None
         self._children: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +111,9 @@ class LoopWaiter:
             timer = loop.call_later(timeout, loop.stop) if timeout > 0 else loop.call_soon(loop.stop)
         if self._woken:  # Before there was a loop to be woken.
             loop.call_soon(loop.stop)
+        if not self.tasks:
+            # Then nobody asks for it, and a signal handler may run a loop of its own, as it always could.
+            loop.call_soon(_set_running_loop, None)
         try:
             loop.run_forever()
         finally:
@@ -219,7 +224,14 @@ class LoopWaiter:
         self._had_tasks = True
         task = loop.create_task(coroutine)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._on_task_end)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # SystemExit and KeyboardInterrupt have left the loop as well: told enough.
+        if self._finishing and not self.tasks:
+            self._stop()
 
     def finish_tasks(self, *, cancel: bool) -> None:
         """Run until all tasks are done, and cancel them before where that is wanted, or when interrupted."""
@@ -228,18 +240,23 @@ class LoopWaiter:
             return
         if self._watch is not None:
             self._watch.set_request(None)
+        self._finishing = True
         try:
+            if cancel:
+                self._cancel_tasks()
             while self.tasks:
-                if cancel:
-                    for task in self.tasks:
-                        task.cancel()
-                loop.run_until_complete(_wait_for(self.tasks))
+                loop.run_forever()
         except BaseException:
-            for task in self.tasks:
-                task.cancel()
-            if self.tasks:
-                loop.run_until_complete(_wait_for(self.tasks))
+            self._cancel_tasks()
+            while self.tasks:
+                loop.run_forever()
             raise
+        finally:
+            self._finishing = False
+
+    def _cancel_tasks(self) -> None:
+        for task in self.tasks:
+            task.cancel()
 
     def close(self) -> None:
         """Close the loop. Tasks that are left are cancelled."""
@@ -253,8 +270,7 @@ class LoopWaiter:
             if self._watch is not None:
                 self._watch.close()
             if self._had_tasks:
-                loop.run_until_complete(loop.shutdown_asyncgens())
-                loop.run_until_complete(loop.shutdown_default_executor())
+                _run_to_end(loop, _end_leftovers(loop))
         finally:
             self._loop = self._watch = None
             loop.close()
@@ -306,8 +322,23 @@ def is_loop_running() -> bool:
     return True
 
 
-async def _wait_for(tasks: set[asyncio.Task[None]]) -> None:
-    await asyncio.wait(tasks)
+def _run_to_end(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> None:
+    """Not ``run_until_complete()``, to which a ``stop()`` is an error: ``wake()`` may come at any time."""
+    task = loop.create_task(coroutine)
+    task.add_done_callback(lambda _: loop.stop())
+    while not task.done():
+        loop.run_forever()
+    task.result()
+
+
+async def _end_leftovers(loop: asyncio.AbstractEventLoop) -> None:
+    """What the handlers have begun and left behind."""
+    tasks = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
 
 
 def _nothing(milliseconds: int) -> Sequence[object]:
