@@ -93,6 +93,9 @@ def _run(arguments: list[str], *, children: bool) -> None:
     install()
     if children:
         _tell_children()
+    else:
+        for name in (_PATH, _EXECUTOR, _LOOP):
+            os.environ.pop(name, None)
     if not sys.flags.safe_path:
         del sys.path[0]  # It is where this package was started from.
     hide_package()

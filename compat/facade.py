@@ -19,6 +19,7 @@ SHARED = frozenset(
         "_ServerSelector",
         "_SocketWriter",
         "_Threads",
+        "__version__",
         "BufferedIOBase",
         "os",
         "selectors",

@@ -28,6 +28,7 @@ def hide_package() -> None:
     }
     for name in modules:
         del sys.modules[name]
+    modules.pop(f"{_PACKAGE}.__main__", None)  # It is executed anew for `-m compat`.
     sys.meta_path.insert(0, _Finder(modules))
 
 

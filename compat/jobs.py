@@ -33,7 +33,9 @@ class JobCounter:
             self._one_has_ended.set()
 
     def wait(self) -> None:
-        """Block until none is left."""
+        """Block until none is left. Raises ``RuntimeError`` in a thread that serves one of them."""
+        if any(job.thread == threading.get_ident() for job in list(self._jobs)):
+            raise RuntimeError("cannot wait for the request that this thread serves")
         self._waiting = True
         while self._jobs:
             self._one_has_ended.wait()
@@ -47,13 +49,14 @@ class JobCounter:
 class RequestJob:
     """One request of one server: the hooks that serve it, in the order of the standard library."""
 
-    __slots__ = ("_address", "_counter", "_request", "_server", "daemon")
+    __slots__ = ("_address", "_counter", "_request", "_server", "daemon", "thread")
 
     def __init__(self, server: Any, request: Any, client_address: Any, counter: JobCounter) -> None:
         self._server = server
         self._request = request
         self._address = client_address
         self._counter = counter
+        self.thread: int | None = None
         self.daemon = bool(getattr(server, "daemon_threads", False))
         if not self.daemon and getattr(server, "block_on_close", True):
             counter.add(self)
@@ -61,6 +64,7 @@ class RequestJob:
     def run(self) -> None:
         """See ``Job``."""
         server = self._server
+        self.thread = threading.get_ident()
         try:
             own = getattr(server, "process_request_thread", None)
             if own is not None:

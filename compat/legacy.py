@@ -91,6 +91,8 @@ def legacy(
     facade = LegacyServer(made) if server is None else server
 
     async def serve_legacy(stream: Stream) -> None:
+        if chosen.rejects and not chosen.has_room():
+            return  # And the connection is closed.
         connection = current_connection()
         async with stream.blocking_socket() as sock:
             address = _sockaddr(connection.peer)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from asyncserver import LoopName
+from asyncserver import LoopName, loop_factory
 from compat.engine import (
     check_options,
     engine_of,
@@ -86,7 +86,7 @@ class EventLoopMixIn(socketserver.BaseServer):
         super().__init_subclass__(**kwargs)
         _check_order(cls)
         check_options(cls)
-        loop_of(cls)
+        loop_factory(loop_of(cls))  # It imports what it needs: without descriptors, it could not later.
         cls.__is_serial = _next_after(cls, EventLoopMixIn, "process_request") is socketserver.BaseServer
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:

@@ -295,7 +295,7 @@ def _forget_jobs() -> None:
     _awaited.clear()
 
 
-# At the end of the process threads that are no daemons have been waited for, and daemons still run.
-atexit.register(_wait_for_jobs)
+# As for threads that are no daemons, before the functions of `atexit`. `concurrent.futures` does the same.
+getattr(threading, "_register_atexit", atexit.register)(_wait_for_jobs)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_jobs)

@@ -8,7 +8,7 @@ import socketserver
 import sys
 from typing import Any
 
-from compat.engine import engine_of, start_request
+from compat.engine import engine_of, existing_engine, start_request
 from compat.mixin import LISTEN_QUEUE, EventLoopMixIn
 from compat.pool import WhenFull
 from compat.turns import LoopTurns, reap
@@ -59,6 +59,9 @@ class ThreadingMixIn(socketserver.ThreadingMixIn):
     def server_close(self) -> None:
         """Close the server's socket, and wait for the threads if ``block_on_close`` says so."""
         super().server_close()
+        engine = existing_engine(self)
+        if engine is not None and not isinstance(self, EventLoopMixIn):
+            engine.close()
 
 
 if hasattr(os, "fork"):

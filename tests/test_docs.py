@@ -301,13 +301,13 @@ def members(cls: type) -> dict[str, str]:
 
 # Where what programs use is defined; a stream is made of more, which is for the server.
 MODULES = {
-    "Stream": {"asyncserver.stream", "asyncserver.receiving", "asyncserver.sending"},
+    "Stream": {"asyncserver.stream", "asyncserver.receiving", "asyncserver.sending", "asyncserver.lending"},
     "Server": {"asyncserver.server"},
     "Connection": {"asyncserver.connection"},
 }
 
 INTERNAL = {
-    "Stream": {"handshake", "wait_for_bytes"},
+    "Stream": {"close_copy", "close_gently", "handshake", "wait_for_bytes"},
     "Server": set[str](),
     "Connection": {
         "admission_key",

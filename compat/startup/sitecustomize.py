@@ -14,17 +14,30 @@ class _SocketserverFinder:
     """Loads the standard library's module first, then ``compat``, and gives what stands in."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> Any:
-        if fullname != "socketserver":
-            return None
-        sys.meta_path.remove(self)
-        importlib.import_module(fullname)
+        if fullname == "socketserver":
+            return self._replace().__spec__
+        if fullname == "compat" and _is_ours(PathFinder.find_spec(fullname)):
+            # It imports socketserver itself, and has to get the original.
+            self._replace()
+            return sys.meta_path[0].find_spec(fullname, None)
+        return None
 
+    def _replace(self) -> Any:
+        sys.meta_path.remove(self)
+        importlib.import_module("socketserver")
         sys.path.insert(0, os.environ["ASYNCSERVER_COMPAT"])
         try:
             from compat.__main__ import install_from_environment
         finally:
             sys.path.remove(os.environ["ASYNCSERVER_COMPAT"])
-        return install_from_environment().__spec__
+        return install_from_environment()
+
+
+def _is_ours(spec: Any) -> bool:
+    if spec is None or spec.origin is None:
+        return False
+    parent = os.path.dirname(os.path.dirname(os.path.abspath(spec.origin)))
+    return parent == os.environ["ASYNCSERVER_COMPAT"]
 
 
 def _run_the_next_sitecustomize() -> None:
