@@ -37,25 +37,37 @@ _ORIGINALS = {name: getattr(socketserver, name) for name in SHARED}
 class StandIn(ModuleType):
     """A module whose shared names are those of ``socketserver``: for reading, setting and deleting."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name in SHARED:
-            return getattr(socketserver, name)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
     def __setattr__(self, name: str, value: object) -> None:
         if name in SHARED:
             setattr(socketserver, name, value)
+            if value is _ORIGINALS[name]:
+                self.__dict__.pop(name, None)
+            else:
+                self.__dict__[name] = value  # Where `mock.patch` looks for what it has to put back.
         else:
             super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         if name in SHARED:
-            setattr(socketserver, name, _ORIGINALS[name])  # Who deletes it undoes a replacement.
+            setattr(self, name, _ORIGINALS[name])  # Who deletes it undoes a replacement.
         else:
             super().__delattr__(name)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *SHARED})
+
+
+def _shared(name: str) -> property:
+    """Reads what the standard library's module has now; setting goes through ``__setattr__``."""
+
+    def read(module: StandIn) -> Any:
+        return getattr(socketserver, name)
+
+    return property(read)
+
+
+for _name in SHARED:
+    setattr(StandIn, _name, _shared(_name))
 
 
 class GivesBack(Loader):

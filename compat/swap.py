@@ -6,8 +6,9 @@ import socketserver
 import sys
 import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -27,6 +28,7 @@ class _Swap:
         self.lock = threading.Lock()
         self.depth = 0
         self.displaced: ModuleType | None = None
+        self.finder: _Finder | None = None
 
 
 _swap = _Swap()
@@ -56,22 +58,41 @@ def install() -> None:
     subclasses made of them: a ``RuntimeWarning`` names the modules. Call it first, or use ``python -m
     compat``. May be called several times; as many ``uninstall()`` undo it.
     """
-    with _swap.lock:
-        _swap.depth += 1
-        if _swap.depth > 1:
-            return
-        late = _modules_with_the_original()
-        _swap.displaced = sys.modules.get(_NAME)
-        for each in _classes():
-            each.__module__ = _NAME
-        sys.modules[_NAME] = _stand_in()
+    _install(stacklevel=3)
+
+
+def _install(stacklevel: int) -> None:
+    late = [] if _swap.depth else _modules_with_the_original()
     if late:
         warnings.warn(
             "imported before compat.install(), and still with the standard library's servers: "
             + ", ".join(late),
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
+    with _swap.lock:
+        _swap.depth += 1
+        if _swap.depth > 1:
+            return
+        _swap.displaced = sys.modules.get(_NAME)
+        for each in _classes():
+            if each.__name__ in NAMES:
+                each.__module__ = _NAME
+        sys.modules[_NAME] = module = _stand_in()
+        _swap.finder = _Finder(module)
+        sys.meta_path.insert(0, _swap.finder)
+
+
+class _Finder(MetaPathFinder):
+    """For ``importlib.reload()``, which would load the standard library's into the one that stands in."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return self._module.__spec__ if fullname == _NAME and target is self._module else None
 
 
 def uninstall() -> None:
@@ -85,6 +106,8 @@ def uninstall() -> None:
         _swap.depth -= 1
         if _swap.depth:
             return
+        if _swap.finder in sys.meta_path:
+            sys.meta_path.remove(_swap.finder)
         for each in _classes():
             each.__module__ = servers.__name__.partition(".")[0]
         if _swap.displaced is None:
@@ -97,7 +120,7 @@ def uninstall() -> None:
 @contextmanager
 def installed() -> Generator[ModuleType]:
     """``install()`` for the time of a ``with`` block; gives the module that stands in."""
-    install()
+    _install(stacklevel=4)
     try:
         yield sys.modules[_NAME]
     finally:
@@ -105,10 +128,23 @@ def installed() -> Generator[ModuleType]:
 
 
 def _modules_with_the_original() -> list[str]:
-    """Those that have the module, or classes made of its classes."""
+    """Those that have the module, its classes, or classes made of them."""
     ours = (__name__.partition(".")[0], "asyncserver", _NAME)
     return sorted(
         name
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] not in ours and getattr(module, "__dict__", {}).get(_NAME) is socketserver
+        if name.partition(".")[0] not in ours
+        and any(map(_is_original, list(getattr(module, "__dict__", {}).values())))
     )
+
+
+def _is_original(value: object) -> bool:
+    if value is socketserver:
+        return True
+    if type(value) is not type:
+        return False
+    bases: set[type] = set(value.__mro__)
+    return not bases.isdisjoint(_originals) and bases.isdisjoint(_classes())
+
+
+_originals = frozenset(getattr(socketserver, name) for name in NAMES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
+import threading
 import time
 import weakref
 from asyncio import _set_running_loop  # pyright: ignore[reportPrivateUsage] - for event loops, documented
@@ -57,6 +59,7 @@ class LoopWaiter:
         self._in_a_row = 0
         self._had_tasks = False
         self._finishing = False
+        self._wakeup_descriptor = -1
         self._raised_by_signal: BaseException | None = None
         self._children: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +112,9 @@ class LoopWaiter:
         timer = None
         if timeout is not None:
             timer = loop.call_later(timeout, loop.stop) if timeout > 0 else loop.call_soon(loop.stop)
+        if threading.current_thread() is threading.main_thread():
+            self._wakeup_descriptor = signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(self._wakeup_descriptor)
         if self._woken:  # Before there was a loop to be woken.
             loop.call_soon(loop.stop)
         if not self.tasks:
@@ -116,6 +122,10 @@ class LoopWaiter:
             loop.call_soon(_set_running_loop, None)
         try:
             loop.run_forever()
+        except BaseException:
+            if loop.is_running():
+                self._give_up(loop)
+            raise
         finally:
             self._woken = False
             if timer is not None:
@@ -130,6 +140,13 @@ class LoopWaiter:
             self._watch.renew()
             return False
         return self._found
+
+    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A signal handler has raised while the loop was being entered or left, and it is neither now."""
+        _set_running_loop(None)
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._wakeup_descriptor)
+        self.abandon()
 
     def _on_request(self) -> None:
         self._found = True

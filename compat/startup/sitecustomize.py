@@ -37,7 +37,7 @@ def _is_ours(spec: Any) -> bool:
     if spec is None or spec.origin is None:
         return False
     parent = os.path.dirname(os.path.dirname(os.path.abspath(spec.origin)))
-    return parent == os.environ["ASYNCSERVER_COMPAT"]
+    return bool(parent == os.environ["ASYNCSERVER_COMPAT"])
 
 
 def _run_the_next_sitecustomize() -> None:
