@@ -84,6 +84,7 @@ class LendingChannel(ClosingChannel):
             self.close_now()
         else:
             sock.settimeout(timeout)
+            self._look_for_the_end(sock)
             if self._tls is not None and self._tls.version() is None:
                 self._tls = None  # shutdown() and unwrap() have ended TLS.
             self._flush()
@@ -96,6 +97,12 @@ class LendingChannel(ClosingChannel):
         await self._wait_until_sent(0)
         if self._send_error is not None or self._closed:
             self._check_sending()
+
+    def _look_for_the_end(self, sock: socket.socket) -> None:
+        """Whoever has used the socket may have seen it, and nobody will see it again."""
+        with suppress(OSError):
+            if not socket.socket.recv(sock, 1, socket.MSG_PEEK):
+                self._end_of_input()
 
     def detach(self) -> socket.socket:
         """Give the socket away, still connected and non-blocking; the stream is closed, and it is not.

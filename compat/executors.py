@@ -152,7 +152,7 @@ def as_executor(value: Any, make_pool: Callable[[int], RequestExecutor]) -> Requ
     """
     if isinstance(value, RequestExecutor):
         return value
-    if isinstance(value, concurrent.futures.ProcessPoolExecutor):
+    if type(value).__module__ == "concurrent.futures.process":  # To name it would import multiprocessing.
         raise OptionError(OPTION, value, "sockets cannot be sent to the processes of a pool; use 'fork'")
     if isinstance(value, concurrent.futures.Executor):
         return _Futures(value)

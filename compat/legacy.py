@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import os
+import select
 import signal
 import socket
 import ssl
@@ -172,7 +173,9 @@ class _Session:
             self._done.set_result(failure)
 
     def _finish(self) -> None:
-        """The handler is done with the socket."""
+        """The handler is done with the socket. Files that it has made of it would keep it open."""
+        sock: Any = self._sock
+        sock._io_refs = 0
 
     def fail(self, error: Exception) -> None:
         """See ``Job``."""
@@ -241,6 +244,7 @@ class _ChildSession(_Session):
             self._loop.call_soon_threadsafe(self._tell, failure)
 
     def _finish(self) -> None:
+        super()._finish()
         if isinstance(self._sock, ssl.SSLSocket):
             # The session has gone on in the child: what this process knows of its keys is of the past.
             with suppress(OSError):
@@ -266,15 +270,21 @@ def _end_tls(sock: socket.socket) -> None:
 
 def _is_gone(sock: socket.socket) -> bool:
     """Whether it is this connection that is broken, and not another that the handler has."""
+    if sock.fileno() < 0:
+        return False
+    if sock.family == getattr(socket, "AF_UNIX", None):
+        poll = select.poll()
+        poll.register(sock)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
     try:
         sock.getpeername()
     except OSError:
-        return sock.fileno() >= 0
+        return True
     return False
 
 
 def _sockaddr(endpoint: Endpoint) -> Any:
     """As ``accept()`` gives it."""
     if not isinstance(endpoint, IPEndpoint):
-        return endpoint.path
+        return b"\0" + os.fsencode(endpoint.path[1:]) if endpoint.path.startswith("@") else endpoint.path
     return tuple(endpoint) if ":" in endpoint.host else (endpoint.host, endpoint.port)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import select
 import socket
@@ -38,6 +39,7 @@ from asyncserver import LoopName
 from tests.waiting import MS, PATIENCE, wait_until_blocking
 
 __all__ = [
+    "ARRIVALS",
     "ENTRIES",
     "HOOKS",
     "LINUX",
@@ -50,6 +52,7 @@ __all__ = [
     "address_for",
     "agreed",
     "answer",
+    "arriving",
     "blocks",
     "noted_handler",
     "on_loop",
@@ -69,6 +72,9 @@ SERVERS = ("TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer")
 
 ENTRIES = ("serve_forever", "handle_request", "own loop")
 """What ``run_turns`` can do."""
+
+ARRIVALS = ("before", "while it waits")
+"""When clients come: to a server that finds them there, or to one that is waiting already."""
 
 HOOKS = (
     "server_bind",
@@ -349,6 +355,9 @@ def _sleep(thread: threading.Thread) -> str | None:
 # --- clients ---
 
 
+_numbers = itertools.count(1)
+
+
 class Client:
     """A client of any kind of server. It waits for nobody to connect and send: the kernel answers."""
 
@@ -359,7 +368,7 @@ class Client:
         address = server.socket.getsockname()
         try:
             if server.socket.family == socket.AF_UNIX and not self._stream:
-                self.sock.bind(f"{address}.{self.sock.fileno()}")  # Or nobody could reply.
+                self.sock.bind(f"{address}.{next(_numbers)}")  # Or nobody could reply.
             self.sock.connect(address)
             if data is not None or not self._stream:
                 self.sock.sendall(b"a request" if data is None else data)
@@ -400,6 +409,20 @@ class Client:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def arriving(server: Any, count: int, arrival: str, data: bytes | None = None) -> Callable[[], list[Client]]:
+    """Have clients connect, one of ``ARRIVALS``; the call gives them when this thread has served them."""
+    if arrival == "before":
+        clients = [Client(server, data) for _ in range(count)]
+        return lambda: clients
+    thread = threading.current_thread()
+
+    def connect() -> list[Client]:
+        assert blocks(thread), "nobody has waited for clients"
+        return [Client(server, data) for _ in range(count)]
+
+    return InThread("clients", connect).result
 
 
 def _is_loop_running() -> bool:

@@ -191,13 +191,62 @@ def test_a_reply_waits_for_room_without_blocking_others(loop_name: LoopName) -> 
             await self.reply(self.packet)
 
     with served(class_of("serial", "UnixDatagramServer"), Handler, loop_name) as server:
-        with Client(server, b"0") as slow:
-            for number in range(1, count):
-                slow.send(b"%d" % number)
+        # One that is connected to the server has room without bounds.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as slow:
+            slow.settimeout(PATIENCE)
+            slow.bind(f"{server.server_address}.slow")
+            for number in range(count):
+                slow.sendto(b"%d" % number, server.server_address)
             with Client(server, b"quick") as quick:
                 assert quick.receive() == b"quick"
-            assert {slow.receive() for _ in range(count)} == {b"%d" % number for number in range(count)}
+            assert "shutdown_request" in server.notes
+            assert server.notes != ["shutdown_request"] * (count + 1)
+            assert {slow.recv(100) for _ in range(count)} == {b"%d" % number for number in range(count)}
     assert not server.errors
+
+
+@pytest.mark.parametrize("transport", STREAMS)
+def test_a_client_that_does_not_read_holds_up_nobody(transport: str, loop_name: LoopName) -> None:
+    class Handler(AsyncStreamRequestHandler):
+        async def handle(self) -> None:
+            much = await self.stream.receive() == b"much"
+            await self.stream.send(bytes(20_000_000) if much else b"a little")
+
+    with served(class_of("serial", transport), Handler, loop_name) as server:
+        with Client(server, b"much") as slow:
+            assert slow.receive(1) == b"\0"
+            assert Client(server, b"hello").reply() == b"a little"
+            received = 1
+            while received < 20_000_000:
+                received += len(slow.receive(1 << 20))
+    assert not server.errors
+
+
+def test_many_requests_do_not_starve_the_handlers(loop_name: LoopName) -> None:
+    """They have their turn although the next request is always there already."""
+    begun: list[int] = []
+
+    class Handler(compat.AsyncRequestHandler):
+        async def handle(self) -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            self.server._BaseServer__shutdown_request = True
+
+    class Server(compat.TCPServer):
+        def get_request(self) -> Any:
+            begun.append(len(begun))
+            assert len(begun) < 1_000, "no end"
+            return None, None  # And the connection is not accepted: the socket stays readable.
+
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            if len(begun) == 1:
+                Handler(request, client_address, self)
+
+        def shutdown_request(self, request: Any) -> None:
+            pass
+
+    with made(Server, None, loop_name) as server, Client(server):
+        server.serve_forever(PATIENCE)
 
 
 # Beside blocking handlers
@@ -556,6 +605,78 @@ def test_peers_that_go_at_any_time(loop_name: LoopName) -> None:
         assert {type(error) for _, _, error in server.errors} == {BrokenResourceError, EndOfStream}
         with Client(server, b"x") as client:
             assert client.receive()
+
+
+def test_what_a_handler_has_begun_goes_on_without_it(loop_name: LoopName) -> None:
+    """While the server serves, with no other handler there."""
+    done = threading.Event()
+    background: list[asyncio.Task[Any]] = []
+
+    async def work() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(kind_of_thread) == "another"
+        done.set()
+
+    def kind_of_thread() -> str:
+        return "serving" if threading.current_thread() is server.thread else "another"
+
+    class Handler(AsyncStreamRequestHandler):
+        async def handle(self) -> None:
+            background.append(asyncio.create_task(work()))
+
+    with made(class_of("serial", "TCPServer"), Handler, loop_name) as server:
+        with serving(server) as server.thread, Client(server) as client:
+            assert client.receive() == b""
+            wait_until_blocking(lambda: done.is_set() or background[0].done())
+    assert done.is_set(), background[0]
+
+
+def test_an_error_in_a_hook_is_not_swallowed(loop_name: LoopName, loop_errors: list[str]) -> None:
+    """It is raised, as from a server without mix-ins, or at least reported."""
+
+    class Server(class_of("serial", "TCPServer")):  # type: ignore[misc]
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            raise sys.exc_info()[1]
+
+    class Handler(AsyncStreamRequestHandler):
+        async def handle(self) -> None:
+            raise ValueError("from a handler")
+
+    raised: list[BaseException] = []
+    with made(Server, Handler, loop_name) as server, Client(server) as client:
+        thread = InThread("serving", server.serve_forever, PATIENCE)
+        assert client.receive() == b""
+        server.shutdown()
+        try:
+            thread.result()
+        except ValueError as exc:
+            raised.append(exc)
+    assert raised or loop_errors
+    loop_errors.clear()
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_made_by_hand_it_runs_to_its_end(entry: str, loop_name: LoopName) -> None:
+    """Wherever that is, and also where servers have made others before."""
+    server_class = type("Server", (Ending, class_of("serial", "TCPServer")), {})
+    with made(server_class, SteppingBase, loop_name, timeout=PATIENCE) as server:
+        for _ in range(2):
+            SteppingBase(None, None, server)
+            assert server.notes == STEPS[""]
+            server.notes.clear()
+            with Client(server):
+                run_turns(server, entry)
+            wait_for_the_rest(server)
+            assert server.notes == [*STEPS[""], "shutdown_request"]
+            server.notes.clear()
+
+
+def wait_for_the_rest(server: Any) -> None:
+    """What ``serve_forever()`` has kept goes on with the next."""
+    if "shutdown_request" not in server.notes:
+        with serving(server):
+            wait_until_blocking(lambda: "shutdown_request" in server.notes)
 
 
 def test_what_a_handler_does_in_threads_and_in_the_background(loop_name: LoopName) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from asyncserver import LoopName
 from tests.compat.support import (
+    ARRIVALS,
     LOCAL,
     POLL_INTERVAL,
     SERVERS,
@@ -27,6 +28,7 @@ from tests.compat.support import (
     Trace,
     address_for,
     agreed,
+    arriving,
     blocks,
     noted_handler,
     recorded,
@@ -100,7 +102,8 @@ def statuses(server: Any) -> list[int]:
 
 @pytest.mark.parametrize("server_name", SERVERS)
 @pytest.mark.parametrize("entry", ["serve_forever", "handle_request", "own loop"])
-def test_order_of_the_hooks(server_name: str, entry: str, loop_name: LoopName) -> None:
+@pytest.mark.parametrize("arrival", ARRIVALS)
+def test_order_of_the_hooks(server_name: str, entry: str, arrival: str, loop_name: LoopName) -> None:
     def scenario(socketserver: Any) -> list[Any]:
         server_class = getattr(socketserver, f"Forking{server_name}", None)
         if server_class is None:  # The standard library has no Unix servers of this kind before Python 3.12.
@@ -109,9 +112,9 @@ def test_order_of_the_hooks(server_name: str, entry: str, loop_name: LoopName) -
         with ForkTrace() as trace, address_for(server_class) as address:
             handler = noted_handler(socketserver, trace)
             with forking(recorded(server_class, trace)(address, handler)) as server:
-                clients = [Client(server) for _ in range(2)]
+                clients = arriving(server, 2, arrival)
                 run_turns(server, entry, 2)
-                trace([client.reply() for client in clients])
+                trace([client.reply() for client in clients()])
             trace(len(server.active_children))
             return [trace.events, trace.children()]
 
@@ -463,17 +466,16 @@ def test_fork_between_requests(first: str, then: str, loop_name: LoopName) -> No
         trace = Trace()
         server_class = recorded(socketserver.TCPServer, Trace())
         with server_class(LOCAL, noted_handler(socketserver, Trace())) as server:
-            client = Client(server)
+            clients = arriving(server, 1, "while it waits")
             run_turns(server, first, 1)
-            trace(client.reply())
+            trace(clients()[0].reply())
             for _ in range(2):
-                client = Client(server)
                 with children(lambda: run_turns(server, then, 1)) as pids:
-                    trace(client.reply())
+                    trace(Client(server).reply())
                 trace(pids)
-                client = Client(server)
+                clients = arriving(server, 1, "while it waits")
                 run_turns(server, then, 1)
-                trace(client.reply())
+                trace(clients()[0].reply())
         return trace.events
 
     assert agreed(scenario, loop_name) == [b"served", *[b"served", [0], b"served"] * 2]

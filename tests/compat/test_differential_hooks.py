@@ -1,6 +1,7 @@
 """The hooks of a server are called as the standard library calls them: in its order, errors included.
 
-What runs here runs in one thread, and the clients have connected before anybody serves them.
+What runs here runs in one thread. The clients have connected before anybody serves them, where nothing else
+is said: then a server finds them without waiting.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import pytest
 
 from asyncserver import LoopName
 from tests.compat.support import (
+    ARRIVALS,
     ENTRIES,
     LOCAL,
     POLL_INTERVAL,
     SERVERS,
     Client,
+    InThread,
     Trace,
     address_for,
     agreed,
+    arriving,
+    blocks,
     noted_handler,
     recorded,
     run_turns,
@@ -39,24 +44,25 @@ CLOSING = ["shutdown_request", "close_request"]
 # --- nothing goes wrong ---
 
 
-def all_hooks(socketserver: Any, server_name: str, entry: str) -> list[Any]:
+def all_hooks(socketserver: Any, server_name: str, entry: str, arrival: str) -> list[Any]:
     trace = Trace()
     server_class = recorded(getattr(socketserver, server_name), trace)
     with (
         address_for(server_class) as address,
         server_class(address, noted_handler(socketserver, trace)) as server,
     ):
-        clients = [Client(server) for _ in range(3)]
+        clients = arriving(server, 3, arrival)
         run_turns(server, entry, 3)
-        trace(*(client.reply() for client in clients))
+        trace(*(client.reply() for client in clients()))
     return trace.events
 
 
 @pytest.mark.parametrize("server_name", SERVERS)
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_order_of_the_hooks(server_name: str, entry: str, loop_name: LoopName) -> None:
+@pytest.mark.parametrize("arrival", ARRIVALS)
+def test_order_of_the_hooks(server_name: str, entry: str, arrival: str, loop_name: LoopName) -> None:
     turn = [*HANDLING, *CLOSING, *(["service_actions"] if entry != "handle_request" else [])]
-    assert agreed(all_hooks, loop_name, server_name, entry) == [
+    assert agreed(all_hooks, loop_name, server_name, entry, arrival) == [
         "server_bind",
         "server_activate",
         *turn,
@@ -109,6 +115,27 @@ def test_service_actions_follow_every_request(poll_interval: float | None, loop_
         return [event for event in trace.events if event in ("get_request", "service_actions", {b""})]
 
     assert agreed(scenario, loop_name) == [*["get_request", "service_actions"] * 20, {b""}]
+
+
+def test_waiting_is_no_turn(loop_name: LoopName) -> None:
+    """One call for each request that wakes a server, and none in between."""
+
+    def scenario(socketserver: Any) -> list[Any]:
+        trace = Trace()
+
+        def handler(request: Any, client_address: Any, server: Any) -> None:
+            server._BaseServer__shutdown_request = request.recv(100) == b"last"
+
+        with recorded(socketserver.TCPServer, trace)(LOCAL, handler) as server:
+            thread = InThread("serving", server.serve_forever, PATIENCE)
+            for word in (b"one", b"two", b"three", b"last"):
+                assert blocks(thread)
+                assert Client(server, word).reply() == b""
+            thread.result()
+        return trace.by_thread()["serving"]
+
+    turn = ["get_request", "verify_request", "process_request", "finish_request", *CLOSING, "service_actions"]
+    assert agreed(scenario, loop_name) == turn * 4
 
 
 def test_service_actions_without_requests(loop_name: LoopName) -> None:
@@ -193,19 +220,21 @@ STAGES = (
 )
 
 
-def failing(socketserver: Any, entry: str, stage: str, error_type: type[BaseException]) -> list[Any]:
+def failing(
+    socketserver: Any, entry: str, stage: str, error_type: type[BaseException], arrival: str = "before"
+) -> list[Any]:
     """Two clients; at the first one's ``stage`` it happens, and the server goes on with the second."""
     error = error_type("on purpose")
     trace = Trace({stage: error})
     server_class = recorded(socketserver.TCPServer, trace)
     with server_class(LOCAL, noted_handler(socketserver, trace)) as server:
-        clients = [Client(server) for _ in range(2)]
-        while (left := len(clients) - len(trace.requests)) > 0:
+        clients = arriving(server, 2, arrival)
+        while (left := 2 - len(trace.requests)) > 0:
             raised = trace.call(run_turns, server, entry, left)
             assert raised in (None, error)
             trace(server._BaseServer__shutdown_request, server._BaseServer__is_shut_down.is_set())
         trace(trace.close_requests())
-        trace([client.reply() for client in clients])
+        trace([client.reply() for client in clients()])
     return trace.events[2:]
 
 
@@ -216,6 +245,14 @@ def test_error_at_any_stage(stage: str, entry: str, loop_name: LoopName) -> None
         events = agreed(failing, loop_name, entry, stage, error_type)
         assert events[-2][-1] == b"served"
         assert (stage in events) == ((stage, entry) != ("service_actions", "handle_request"))
+
+
+@pytest.mark.parametrize("entry", ["serve_forever", "handle_request"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_error_after_waiting(stage: str, entry: str, loop_name: LoopName) -> None:
+    for error_type in (ValueError, OSError, KeyboardInterrupt):
+        expected = agreed(failing, loop_name, entry, stage, error_type)
+        assert agreed(failing, loop_name, entry, stage, error_type, "while it waits") == expected
 
 
 @pytest.mark.parametrize("error_type", ERRORS)

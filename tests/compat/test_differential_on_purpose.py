@@ -85,11 +85,19 @@ def test_listen_queue_of_a_class_that_the_engine_is_mixed_into(queues: list[int]
     class Mixed(compat.EventLoopMixIn, Explicit):
         pass
 
+    class OnInstance(compat.EventLoopMixIn, stdlib.TCPServer):
+        request_queue_size: int
+
+        def __init__(self) -> None:
+            self.request_queue_size = 3
+            super().__init__(LOCAL, None)  # type: ignore[arg-type]
+
     Plain(LOCAL, None).server_close()  # type: ignore[arg-type]
     assert queues.pop() == 1024
     queues.clear()
     Mixed(LOCAL, None).server_close()  # type: ignore[arg-type]
-    assert queues == [7]
+    OnInstance().server_close()
+    assert queues == [7, 3]
 
 
 # --- the end comes at once ---

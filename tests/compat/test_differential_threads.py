@@ -16,6 +16,7 @@ import pytest
 
 from asyncserver import LoopName
 from tests.compat.support import (
+    ARRIVALS,
     LOCAL,
     SERVERS,
     Client,
@@ -23,6 +24,7 @@ from tests.compat.support import (
     Trace,
     address_for,
     agreed,
+    arriving,
     blocks,
     noted_handler,
     recorded,
@@ -40,31 +42,32 @@ HANDLING = ["finish_request", "setup", "handle", "finish", "shutdown_request", "
 
 @pytest.mark.parametrize("server_name", SERVERS)
 def test_plain_server_stays_in_the_thread_that_serves(server_name: str, loop_name: LoopName) -> None:
-    def scenario(socketserver: Any) -> list[Any]:
+    def scenario(socketserver: Any) -> dict[str, list[Any]]:
         trace = Trace()
         server_class = recorded(getattr(socketserver, server_name), trace)
         with (
             address_for(server_class) as address,
             server_class(address, noted_handler(socketserver, trace)) as server,
         ):
-            clients = [Client(server) for _ in range(2)]
-            InThread("serving", run_turns, server, "serve_forever", 1).result()
-            InThread("another", run_turns, server, "handle_request", 1).result()
-            trace(*(client.reply() for client in clients))
-        return trace.events[2:]
+            for name, entry in (("serving", "serve_forever"), ("another", "handle_request")):
+                thread = InThread(name, run_turns, server, entry, 1)
+                assert blocks(thread)
+                trace(Client(server).reply())
+                thread.result()
+        return trace.by_thread()
 
-    assert agreed(scenario, loop_name) == [
-        *[("serving", hook) for hook in (*TAKING, *HANDLING, "service_actions")],
-        *[("another", hook) for hook in (*TAKING, *HANDLING)],
-        (b"served", b"served"),
-        "server_close",
-    ]
+    assert agreed(scenario, loop_name) == {
+        "": ["server_bind", "server_activate", b"served", b"served", "server_close"],
+        "serving": [*TAKING, *HANDLING, "service_actions"],
+        "another": [*TAKING, *HANDLING],
+    }
 
 
 @pytest.mark.parametrize("server_name", SERVERS)
 @pytest.mark.parametrize("entry", ["serve_forever", "handle_request", "own loop"])
+@pytest.mark.parametrize("arrival", ARRIVALS)
 def test_threading_server_has_a_thread_for_each_request(
-    server_name: str, entry: str, loop_name: LoopName
+    server_name: str, entry: str, arrival: str, loop_name: LoopName
 ) -> None:
     def scenario(socketserver: Any) -> dict[str, list[Any]]:
         trace = Trace()
@@ -73,9 +76,9 @@ def test_threading_server_has_a_thread_for_each_request(
             address_for(server_class) as address,
             server_class(address, noted_handler(socketserver, trace)) as server,
         ):
-            clients = [Client(server) for _ in range(3)]
+            clients = arriving(server, 3, arrival)
             run_turns(server, entry, 3)
-            trace(*(client.reply() for client in clients))
+            trace(*(client.reply() for client in clients()))
         return trace.by_thread()
 
     turn = [*TAKING, *(["service_actions"] if entry != "handle_request" else [])]
@@ -107,14 +110,13 @@ def what_handlers_see(socketserver: Any, server_name: str) -> list[Any]:
         local.value = "caller"
         with getattr(socketserver, server_name)(LOCAL, Handler) as server:
             for word in (b"one", b"two", b"three"):
-                client = Client(server, word)
+                clients = arriving(server, 1, "while it waits", word)
                 server.handle_request()
-                assert client.reply() == b""
-            client = Client(server, b"four")
+                assert clients()[0].reply() == b""
+            clients = arriving(server, 1, "while it waits", b"four")
             server.service_actions = functools.partial(stop, server)
-            with client:
-                server.serve_forever(PATIENCE)
-                assert client.reply() == b""
+            server.serve_forever(PATIENCE)
+            assert clients()[0].reply() == b""
         trace.requests.append((ours.get(), local.value))
 
     InThread("serving", serve).result()
@@ -168,8 +170,10 @@ def test_server_within_a_context(loop_name: LoopName) -> None:
             server.serve_forever(PATIENCE)
 
         context = contextvars.copy_context()
-        with Server(LOCAL, Handler) as server, Client(server):
+        with Server(LOCAL, Handler) as server:
+            clients = arriving(server, 1, "while it waits")
             context.run(serve)
+            clients()[0].close()
         return [*seen, context[ours], ours.get()]
 
     assert agreed(scenario, loop_name) == [
@@ -210,17 +214,17 @@ def test_asyncio_run_in_every_hook(server_name: str, loop_name: LoopName) -> Non
 
         def serve() -> None:
             with Server(LOCAL, Handler) as server:
-                clients = [Client(server) for _ in range(3)]
-                run_turns(server, "serve_forever", 2)
-                run_turns(server, "handle_request", 1)
-                trace(*(client.reply() for client in clients))
+                for entry, count in (("serve_forever", 2), ("handle_request", 1)):
+                    clients = arriving(server, count, "while it waits")
+                    run_turns(server, entry, count)
+                    trace(*(client.reply() for client in clients()))
                 server.timeout = 0
                 server.handle_request()
 
         InThread("serving", serve).result()
         return trace.by_thread()
 
-    found = agreed(scenario, loop_name, *())
+    found = agreed(scenario, loop_name)
     assert found["serving"].count("service_actions has run a loop") == 2
     assert found["serving"].count("verify_request has run a loop") == 3
     assert found["serving"].count("handle_timeout has run a loop") == 1

@@ -300,7 +300,13 @@ OUT_OF_DESCRIPTORS = """
     class Server(compat.ThreadingTCPServer):
         event_loop = loop_name
         daemon_threads = True
-        attempts = failures = 0
+        attempts = failures = asked = 0
+
+        def fileno(self):
+            self.asked += 1
+            if self.asked == 2:  # The first one is for the start.
+                print("waiting", flush=True)
+            return super().fileno()
 
         def get_request(self):
             self.attempts += 1
@@ -329,7 +335,7 @@ OUT_OF_DESCRIPTORS = """
     signal.signal(signal.SIGUSR1, give_some)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, most))
-    if when == "before":
+    if when in ("before", "before there are clients"):
         while True:
             try:
                 filling.append(os.dup(0))
@@ -351,9 +357,13 @@ OUT_OF_DESCRIPTORS = """
 """
 
 
+def has_begun(client: socket.socket) -> bool:
+    return bool(select.select([client], [], [], 0)[0])
+
+
 @pytest.mark.skipif(not LINUX, reason="the limit is set as Linux has it")
 @ENTRIES
-@pytest.mark.parametrize("when", ["later", "before"])
+@pytest.mark.parametrize("when", ["before", "before there are clients", "one by one", "at once"])
 def test_a_process_at_its_limit(when: str, entry: str, loop_name: str, tmp_path: Path) -> None:
     """Descriptors run out while it serves, or there were none left when it began."""
     script = tmp_path / "script.py"
@@ -361,12 +371,18 @@ def test_a_process_at_its_limit(when: str, entry: str, loop_name: str, tmp_path:
     with PythonProcess(tmp_path, script, loop_name, entry, when) as process, contextlib.ExitStack() as stack:
         port = process.wait_for_port()
         connected = []
-        for _ in range(1 if when == "before" else 40):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), LONG))
-            connected.append(client)
+        if when == "before there are clients":
+            process.wait_for("waiting")
+        for _ in range(0 if "before" in when else 40):
+            connected.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), LONG)))
+            if when == "one by one":  # The server waits for the next with a few, two, one, none left.
+                wait_until_blocking(lambda: has_begun(connected[-1]) or "failed" in process.stdout)
+            if "failed" in process.stdout:
+                break
+        connected.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), LONG)))
         (tmp_path / "go").touch()
         process.wait_for("failed 6")  # After 310 ms.
-        if when == "before":
+        if "before" in when:
             process.send_signal(signal.SIGUSR1)
         else:
             for client in connected[:-1]:
@@ -547,6 +563,24 @@ def test_socket_closed_while_serving(shared: bool, loop_name: str) -> None:
         finally:
             InThread("stopping", server.shutdown).result()
         thread.result()
+
+
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="threads have no clocks here")
+def test_descriptor_closed_that_the_server_still_names(loop_name: str) -> None:
+    """Unlike a socket's, the number is still given; nothing is behind it."""
+
+    def get_request(server: Any) -> Any:
+        return os.read(server.number, 1), "a pipe"
+
+    reading, writing = os.pipe()
+    options = {"number": reading, "fileno": lambda self: self.number, "get_request": get_request}
+    server = type("FromPipe", (FromQueue,), {"event_loop": loop_name, **options})()
+    with serving(server, 50 * MS) as thread:
+        os.write(writing, b"1")
+        wait_until_blocking(lambda: server.served)
+        os.close(reading)
+        os.close(writing)
+        assert_does_not_spin(thread)
 
 
 @pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="threads have no clocks here")
@@ -1056,6 +1090,8 @@ FORKING = """
             self.wfile.write(b"%d\\n" % os.getpid())  # Before the child, which ends the connection, too.
             if line == b"fork":
                 pid = os.fork()
+                if pid == 0:
+                    signal.alarm(60)  # It must not outlive a test that fails.
                 if pid == 0 and how == "sys.exit":
                     sys.exit(3)
                 if pid == 0 and how == "os._exit":

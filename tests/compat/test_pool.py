@@ -782,7 +782,7 @@ def test_the_end_of_the_process(kind: str, daemon: bool, loop_name: str, tmp_pat
 
 
 FORKED = """
-    import os, sys, warnings
+    import os, signal, sys, warnings
     import compat
 
     warnings.simplefilter("ignore", DeprecationWarning)  # There are threads: it is the subject.
@@ -803,6 +803,7 @@ FORKED = """
         server.handle_request()
         pid = os.fork()
         if pid == 0:
+            signal.alarm(60)  # It must not outlive a test that fails.
             server.handle_request()
             server.handle_request()  # Waits for room in its own pool.
             server.server_close()

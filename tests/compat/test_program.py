@@ -192,6 +192,7 @@ def test_program_that_can_be_read_once(python: Processes) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-P",)], ids=["", "safe_path"])
 def test_started_by_its_path(every_kind: Processes, options: tuple[str, ...]) -> None:
+    every_kind.path = [Path("elsewhere")]
     plain = every_kind.run(*options, "program.py", "x")
     assert every_kind.run(*options, REPOSITORY / "compat/__main__.py", "program.py", "x") == plain
 
@@ -376,6 +377,8 @@ USES_OWN = """\
 import subprocess, sys
 import {modules}
 import http.server, socketserver
+import compat as again
+assert again is compat
 print(compat.TCPServer, [each.__name__ for each in http.server.HTTPServer.__mro__])
 if sys.argv[1:]:
     sys.stdout.flush()

@@ -377,7 +377,7 @@ def reloaded(program: Program, module: Path, process: int, *, changes: int = 1) 
     """Change the module, and wait until another process answers."""
 
     def another() -> Any:
-        with suppress(OSError, http.client.HTTPException):
+        with suppress(OSError, ValueError, http.client.HTTPException):  # It ends at any time.
             answer = program.get("/where")
             return answer if answer["process"] != process else None
 

@@ -8,9 +8,12 @@ that happens, so that it is known which test was running if the process does not
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
+import functools
 import gc
 import importlib
+import importlib.util
 import ipaddress
 import json
 import os
@@ -102,6 +105,8 @@ def main() -> None:
     recorder.wind_up()
     if order["swap"]:
         swap(order["loop"])
+        if order["loop"] != "auto":
+            _report_loops(events)
     known = set(_server_classes())
     _stay_on_this_machine()
     _report_what_nobody_catches(recorder, events)
@@ -113,8 +118,6 @@ def main() -> None:
         suite.run(recorder)
     for each in set(_server_classes()) - known:
         _report_server(each, events)
-    if "uvloop" in sys.modules:
-        events.write("imported", "uvloop")
     gc.collect()
     events.write("finished")
 
@@ -125,6 +128,24 @@ def swap(loop: str) -> None:
         warnings.simplefilter("error")  # It warns if it comes too late for a module.
         compat.install()
     compat.EventLoopMixIn.event_loop = loop
+
+
+def _report_loops(events: Events) -> None:
+    """Which kinds of loops are made; whether uvloop has been imported says nothing about that."""
+
+    def reporting(module: Any) -> Callable[[], asyncio.AbstractEventLoop]:
+        make = module.new_event_loop
+
+        @functools.wraps(make)
+        def report() -> asyncio.AbstractEventLoop:
+            events.write("loop", module.__name__)
+            return make()
+
+        return report
+
+    for name in filter(importlib.util.find_spec, ("asyncio", "uvloop")):
+        module: Any = importlib.import_module(name)
+        module.new_event_loop = reporting(module)
 
 
 def select(module: str, only: list[str], drop: list[str], events: Events) -> unittest.TestSuite:
