@@ -54,13 +54,14 @@ class LoopWaiter:
         self._asked: int | None = None
         self._is_readable: Callable[[int], Sequence[object]] = _nothing
         self._found = False
+        self._stopped = False
         self._woken = False
         self._busy = False
         self._in_a_row = 0
         self._had_tasks = False
         self._finishing = False
         self._wakeup_descriptor = -1
-        self._raised_by_signal: BaseException | None = None
+        self._error: BaseException | None = None
         self._children: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.child_ended = False
@@ -94,7 +95,8 @@ class LoopWaiter:
             self._in_a_row += self._busy
             return self._busy
         linger = self._busy and not self._woken and (timeout is None or timeout * 1000 > _LINGER_MILLISECONDS)
-        self._busy = bool(self._is_readable(_LINGER_MILLISECONDS if linger else 0))
+        ready = self._is_readable(_LINGER_MILLISECONDS if linger else 0)
+        self._busy = bool(ready) and not _is_closed(ready)
         return self._busy
 
     def is_readable_now(self, fd: int) -> bool:
@@ -102,39 +104,43 @@ class LoopWaiter:
         return fd == self._asked and bool(self._is_readable(0))
 
     def _run_loop(self, fd: int | None, timeout: float | None) -> bool:
-        if self.scarce and not _are_there_descriptors(_DESCRIPTORS_OF_A_RUN):
+        if (self.scarce or self._had_tasks) and not _are_there_descriptors(_DESCRIPTORS_OF_A_RUN):
             return self._wait_without_loop(fd, timeout)
         loop = self._loop or self._open()
         if loop is None or self._watch is None:
             return self._wait_without_loop(fd, timeout)
         self._watch.set_request(fd)
-        self._found = False
+        self._found = self._stopped = False
         timer = None
         if timeout is not None:
-            timer = loop.call_later(timeout, loop.stop) if timeout > 0 else loop.call_soon(loop.stop)
+            timer = loop.call_later(timeout, self._stop) if timeout > 0 else loop.call_soon(self._stop)
         if threading.current_thread() is threading.main_thread():
             self._wakeup_descriptor = signal.set_wakeup_fd(-1)
             signal.set_wakeup_fd(self._wakeup_descriptor)
         if self._woken:  # Before there was a loop to be woken.
-            loop.call_soon(loop.stop)
-        if not self.tasks:
+            loop.call_soon(self._stop)
+        if not self._had_tasks:
             # Then nobody asks for it, and a signal handler may run a loop of its own, as it always could.
             loop.call_soon(_set_running_loop, None)
         try:
             loop.run_forever()
-        except BaseException:
-            if loop.is_running():
-                self._give_up(loop)
-            raise
+        except BaseException as exc:
+            if not loop.is_running():
+                raise
+            self._give_up(loop)
+            if not isinstance(exc, OSError) or self._had_tasks:
+                raise
+            self.scarce = True
+            return self._wait_without_loop(fd, timeout)
         finally:
             self._woken = False
             if timer is not None:
                 timer.cancel()
-        if self._raised_by_signal is not None:
+        if self._error is not None:
             try:
-                raise self._raised_by_signal
+                raise self._error
             finally:
-                self._raised_by_signal = None
+                self._error = None
         if self._found and not self._is_readable(0):
             # The number is that of another file now, or another process was faster.
             self._watch.renew()
@@ -142,7 +148,10 @@ class LoopWaiter:
         return self._found
 
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A signal handler has raised while the loop was being entered or left, and it is neither now."""
+        """It has failed while it was being entered or left, and is of no use.
+
+        A signal handler has raised there, or uvloop has not got the descriptors for signals.
+        """
         _set_running_loop(None)
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._wakeup_descriptor)
@@ -153,7 +162,9 @@ class LoopWaiter:
         self._stop()
 
     def _stop(self) -> None:
-        if self._loop is not None:
+        # Once: uvloop obeys in its next turn, and another one would end the next run at once.
+        if self._loop is not None and not self._stopped:
+            self._stopped = True
             self._loop.stop()
 
     def wake(self) -> None:
@@ -162,7 +173,7 @@ class LoopWaiter:
         loop = self._loop
         if loop is not None:
             try:
-                loop.call_soon_threadsafe(loop.stop)
+                loop.call_soon_threadsafe(self._stop)
             except RuntimeError:
                 return  # It is closed: nobody waits.
 
@@ -178,8 +189,8 @@ class LoopWaiter:
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """uvloop calls signal handlers in a callback of its own, and takes what they raise for its error."""
         if "_read_from_self" in str(context.get("message")):
-            self._raised_by_signal = context.get("exception")
-            loop.stop()
+            self._error = context.get("exception")
+            self._stop()
         else:
             loop.default_exception_handler(context)
 
@@ -246,7 +257,10 @@ class LoopWaiter:
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # SystemExit and KeyboardInterrupt have left the loop as well: told enough.
+            error = task.exception()
+            if isinstance(error, Exception):  # The others have left the loop by themselves.
+                self._error = error
+                self._stop()
         if self._finishing and not self.tasks:
             self._stop()
 
@@ -262,10 +276,12 @@ class LoopWaiter:
             if cancel:
                 self._cancel_tasks()
             while self.tasks:
+                self._stopped = False
                 loop.run_forever()
         except BaseException:
             self._cancel_tasks()
             while self.tasks:
+                self._stopped = False
                 loop.run_forever()
             raise
         finally:
@@ -315,6 +331,11 @@ def _poll_for(fd: int) -> Callable[[int], Sequence[object]]:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return poll.poll
+
+
+def _is_closed(ready: Sequence[Any]) -> bool:
+    """Whether poll(2) has said that there is no such descriptor, which is no reason to read from it."""
+    return hasattr(select, "poll") and bool(ready[0][1] & select.POLLNVAL)
 
 
 def _are_there_descriptors(count: int) -> bool:

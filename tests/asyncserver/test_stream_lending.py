@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import random
+import select
 import socket
 import ssl
 import threading
@@ -454,6 +455,42 @@ async def test_tls_forgotten_by_the_thread() -> None:
         assert isinstance(await raised(within(peer.receive())), ssl.SSLEOFError)
         peer.close()
         await within(stream.aclose())
+
+
+@pytest.mark.parametrize("end", ["closing alert", "nothing"])
+async def test_the_end_of_tls_after_the_thread(end: str) -> None:
+    """It is the stream's to judge: an end without the closing alert may be an attacker's."""
+    async with connected("tls") as (stream, peer):
+        await peer.send(b"first, last")
+        async with stream.blocking_socket() as sock:
+            assert await within(asyncio.to_thread(sock.recv, 7)) == b"first, "
+            if end == "closing alert":
+                await peer.send_eof()
+            peer.socket.shutdown(socket.SHUT_WR)
+            await within(asyncio.to_thread(_wait_for_end, sock))
+        assert await within(stream.receive()) == b"last"
+        with pytest.raises(EndOfStream if end == "closing alert" else BrokenResourceError):
+            await within(stream.receive())
+
+
+def _wait_for_end(sock: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    assert poll.poll(PATIENCE * 1000)
+
+
+@all_kinds
+async def test_the_end_that_the_thread_has_seen(kind: str) -> None:
+    """It is not told again by the kernel, or by OpenSSL."""
+    async with connected(kind) as (stream, peer):
+        await peer.send(b"all")
+        await peer.send_eof()
+        assert await within(lend(stream, read_all)) == b"all"
+        for _ in range(2):
+            with pytest.raises(EndOfStream):
+                await within(stream.receive())
+        await within(stream.send(b"an answer"))
+        assert await within(peer.receive()) == b"an answer"
 
 
 # flush()

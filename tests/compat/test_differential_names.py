@@ -122,30 +122,35 @@ def test_classes_can_be_pickled_by_name() -> None:
 
 
 INSTALLED = """
-import pickle, sys
+import pickle, sys, compat
 
-before = __import__("socketserver")  # No name in this module: install() warns of those.
-import compat
 
-compat.install()
-import socketserver
+def main():
+    before = __import__("socketserver")  # Known to no module: install() warns of those.
+    compat.install()
+    import socketserver
 
-assert socketserver is sys.modules["socketserver"] is not before
-assert socketserver.__name__ == socketserver.__spec__.name == "socketserver"
-assert socketserver.__all__ == before.__all__
-for name in before.__all__:
-    each = getattr(socketserver, name)
-    assert each is getattr(compat, name), name
-    assert each.__module__ == "socketserver", name
-    assert issubclass(each, getattr(before, name)), name
-    assert pickle.loads(pickle.dumps(each)) is each
-import http.server
-assert issubclass(http.server.HTTPServer, compat.TCPServer)
-assert http.server.ThreadingHTTPServer.process_request is compat.ThreadingMixIn.process_request
-compat.uninstall()
-import socketserver
-assert socketserver is before
-assert {getattr(compat, name).__module__ for name in before.__all__} == {"compat"}
+    assert socketserver is sys.modules["socketserver"] is not before
+    assert socketserver.__name__ == socketserver.__spec__.name == "socketserver"
+    assert socketserver.__all__ == before.__all__
+    for name in before.__all__:
+        each = getattr(socketserver, name)
+        assert each is getattr(compat, name), name
+        assert each.__module__ == "socketserver", name
+        assert issubclass(each, getattr(before, name)), name
+        assert pickle.loads(pickle.dumps(each)) is each
+    import http.server
+
+    assert issubclass(http.server.HTTPServer, compat.TCPServer)
+    assert http.server.ThreadingHTTPServer.process_request is compat.ThreadingMixIn.process_request
+    compat.uninstall()
+    import socketserver
+
+    assert socketserver is before
+    assert {getattr(compat, name).__module__ for name in before.__all__} == {"compat"}
+
+
+main()
 print("as it should be")
 """
 

@@ -95,7 +95,8 @@ class Program:
         """Send the signal; returns the status as ``subprocess`` has it."""
         self.process.send_signal(number)
         status = self.process.wait()
-        assert self.process.stderr.count("Traceback") == self.output.count("ZeroDivisionError: ")
+        expected = self.output.count("ZeroDivisionError: ")
+        assert self.process.stderr.count("Traceback") == expected, self.process.stderr
         return status
 
 
