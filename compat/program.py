@@ -18,24 +18,32 @@ __all__ = ["run_code", "run_module", "run_script"]
 
 
 def run_script(path: str, arguments: Sequence[str]) -> None:
-    """As ``python path arguments``: a file, or a directory or ZIP file with a ``__main__.py`` in it."""
+    """As ``python path arguments``: a file, "-", or a directory or ZIP file with a ``__main__.py`` in it."""
     sys.argv[:] = [path, *arguments]
-    if not os.path.exists(path):
-        error = "[Errno 2] No such file or directory"
-        sys.stderr.write(f"{sys.executable}: can't open file {os.path.abspath(path)!r}: {error}\n")
-        raise SystemExit(2)
+    if path == "-":
+        _prepend_to_path("")
+        main = _new_main()
+        main.__loader__ = importlib.machinery.BuiltinImporter
+        _run_as_main(lambda: _execute(sys.stdin.read(), "<stdin>", main))
+        return
+    full = os.path.join(os.getcwd(), path)  # As the interpreter has it: not normalized.
+    try:
+        os.stat(path)
+    except OSError as exc:
+        error = f"[Errno {exc.errno}] {exc.strerror}"
+        sys.stderr.write(f"{sys.executable}: can't open file {full!r}: {error}\n")
+        raise SystemExit(2) from None
     main = _new_main()
     if os.path.isdir(path) or _is_archive(path):
-        sys.path.insert(0, path)
+        sys.path.insert(0, full)
         run: Any = runpy
         _run_as_main(lambda: run._run_module_as_main("__main__", alter_argv=False))
         return
     _prepend_to_path(os.path.dirname(os.path.realpath(path)))
-    path = os.path.abspath(path)
-    main.__file__ = path
+    main.__file__ = full
     main.__cached__ = None
-    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
-    _run_as_main(lambda: _execute(_read(path), path, main))
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", full)
+    _run_as_main(lambda: _execute(_read(full), full, main))
 
 
 def run_code(source: str, arguments: Sequence[str]) -> None:

@@ -24,13 +24,20 @@ class _SocketserverFinder:
 
     def _replace(self) -> Any:
         sys.meta_path.remove(self)
-        importlib.import_module("socketserver")
+        original = importlib.import_module("socketserver")
+        own = {
+            name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "compat"
+        }
         sys.path.insert(0, os.environ["ASYNCSERVER_COMPAT"])
         try:
             from compat.__main__ import install_from_environment
+
+            return install_from_environment()
+        except ImportError:
+            return original  # Another Python, without the packages that it takes: it keeps what it has.
         finally:
             sys.path.remove(os.environ["ASYNCSERVER_COMPAT"])
-        return install_from_environment()
+            sys.modules.update(own)  # The program may have a module of this name, which came first.
 
 
 def _is_ours(spec: Any) -> bool:

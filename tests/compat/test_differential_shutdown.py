@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,7 @@ from tests.compat.support import (
     run_turns,
     serving,
 )
+from tests.processes import run_python
 from tests.waiting import PATIENCE, wait_until_blocking
 
 FLAG = "_BaseServer__shutdown_request"
@@ -446,6 +448,48 @@ def test_server_closed_while_it_serves(who: str, loop_name: LoopName) -> None:
     turn += ["server_close"] if who == "handler" else []
     turn += ["shutdown_request", "close_request"]
     assert agreed(scenario, loop_name) == [[*closing, *end], turn, 1]
+
+
+CLOSED_IN_BETWEEN = """
+import importlib, sys
+
+socketserver = importlib.import_module(sys.argv[1])
+if sys.argv[1] == "compat":
+    socketserver.EventLoopMixIn.event_loop = sys.argv[2]
+
+
+class Server(socketserver.TCPServer):
+    calls = turns = 0
+
+    def fileno(self):
+        fd = super().fileno()
+        self.calls += 1
+        if self.calls == int(sys.argv[3]):
+            self.socket.close()  # As another thread may, at any time.
+        return fd
+
+    def service_actions(self):
+        self.turns += 1
+        self._BaseServer__shutdown_request = self.turns == 5
+
+
+with Server(("127.0.0.1", 0), None) as server:
+    server.serve_forever(0.001)
+    print(server.turns, "turns")
+"""
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_server_closed_just_before_it_waits(call: int, loop_name: LoopName, tmp_path: Path) -> None:
+    """The number may be that of another file by then, of one that the waiting itself needs.
+
+    In a process of its own, because event loops end a process for such mistakes.
+    """
+
+    def run(module: str) -> tuple[int, str, str]:
+        return run_python(tmp_path, "-c", CLOSED_IN_BETWEEN, module, loop_name, str(call))
+
+    assert run("socketserver") == run("compat") == (0, "5 turns\n", "")
 
 
 def test_closed_server_cannot_be_served(loop_name: LoopName) -> None:

@@ -399,6 +399,65 @@ def test_a_process_at_its_limit(when: str, entry: str, loop_name: str, tmp_path:
         assert cpu < wall / 5
 
 
+AGAIN_AND_AGAIN = """
+    import os, resource, sys, threading
+    import compat
+
+    class Handler(compat.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"begun")
+            self.request.recv(1)
+            if threading.active_count() == 2:  # All others have ended.
+                self.request.sendall(b"%d" % len(os.listdir("/proc/self/fd")))
+
+    class Server(compat.ThreadingTCPServer):
+        event_loop = sys.argv[1]
+        daemon_threads = True
+        failures = 0
+
+        def get_request(self):
+            try:
+                return super().get_request()
+            except OSError:
+                self.failures += 1
+                print("failed %d" % self.failures, flush=True)
+                raise
+
+    server = Server(("127.0.0.1", 0), Handler)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, most))
+    print("Listening on", ":%d" % server.server_address[1], flush=True)
+    server.serve_forever(60)
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="looks into /proc")
+def test_nothing_is_lost_each_time_that_descriptors_run_out(loop_name: str, tmp_path: Path) -> None:
+    def failures() -> int:
+        return process.stdout.count("failed")
+
+    def descriptors() -> int:
+        """As many as there are for one request, when it is the only one; or else none."""
+        with socket.create_connection(("127.0.0.1", port), LONG) as client:
+            assert client.recv(5) == b"begun"
+            client.sendall(b"?")
+            return int(client.recv(5) or b"0")
+
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(AGAIN_AND_AGAIN))
+    with PythonProcess(tmp_path, script, loop_name) as process:
+        port = process.wait_for_port()
+        counts: list[int] = []
+        for _ in range(4):
+            before = failures()
+            with contextlib.ExitStack() as stack:
+                while failures() == before:
+                    client = stack.enter_context(socket.create_connection(("127.0.0.1", port), LONG))
+                    wait_until_blocking(lambda c=client, n=before: has_begun(c) or failures() > n)
+            counts.append(wait_until_blocking(descriptors, timeout=LONG))
+        assert counts == counts[:1] * 4
+
+
 # --- servers that cannot be waited for ---
 
 

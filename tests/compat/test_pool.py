@@ -482,6 +482,9 @@ def test_jobs_beyond_the_bound_are_queued() -> None:
         jobs = [FakeJob() for _ in range(3)]
         for job in jobs:
             pool.start(job)
+        for job in jobs:
+            assert job.begun.wait(PATIENCE)
+            assert [each.begun.is_set() for each in jobs].count(True) == jobs.index(job) + 1
             job.go_on.set()
         wait_for_busy(pool, 0)
 
@@ -728,14 +731,16 @@ def test_a_closed_server_serves_again_with_new_threads(loop_name: str) -> None:
 
 
 LEAVING = """
-    import sys
+    import sys, threading
     import compat
 
     loop_name, kind, daemon = sys.argv[1:]
+    begun = threading.Semaphore(0)
 
     class Handler(compat.BaseRequestHandler):
         def handle(self):
             self.request.sendall(b"begun")
+            begun.release()
             self.request.recv(1)
             print("served", flush=True)
 
@@ -749,6 +754,7 @@ LEAVING = """
     print("Listening on", ":%d" % server.server_address[1], flush=True)
     for _ in range(2):
         server.handle_request()
+        begun.acquire()
     server.socket.close()
     print("leaving", flush=True)
 """

@@ -292,6 +292,30 @@ def test_end(python: Processes, source: str, status: int) -> None:
     assert python.compare("program.py").status == status
 
 
+INTERRUPTED = """\
+import selectors, signal, socketserver
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Interrupts(selectors.DefaultSelector):
+    def __init__(self):
+        super().__init__()
+        signal.raise_signal(signal.SIGINT)
+
+selectors.DefaultSelector = Interrupts
+with socketserver.TCPServer(("127.0.0.1", 0), None) as server:
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@posix
+def test_interrupted_while_the_event_loop_is_made(python: Processes) -> None:
+    python.write({"program.py": INTERRUPTED})
+    assert python.run(*COMPAT, "--loop", "asyncio", "program.py") == (0, "interrupted\n", "")
+
+
 @pytest.mark.parametrize("name", ["exit with a text", "keyboard interrupt", "hook that calls the one before"])
 def test_end_of_a_module_and_of_code(python: Processes, name: str) -> None:
     source, status = ENDS[name]
