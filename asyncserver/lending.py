@@ -84,6 +84,7 @@ class LendingChannel(ClosingChannel):
             self.close_now()
         else:
             sock.settimeout(timeout)
+            self._readable = self._attention = True  # OpenSSL may know of an end that has been read already.
             self._look_for_the_end(sock)
             if self._tls is not None and self._tls.version() is None:
                 self._tls = None  # shutdown() and unwrap() have ended TLS.

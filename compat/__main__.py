@@ -9,7 +9,9 @@ from typing import NoReturn
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
-if not __package__:  # Started by its path, so that no other module of this name can come first.
+_STARTED_BY_PATH = not __package__
+
+if _STARTED_BY_PATH:  # Started by its path, so that no other module of this name can come first.
     sys.path[0] = os.path.dirname(_HERE)
 
 from asyncserver import OptionError, __version__, loop_factory  # noqa: E402
@@ -96,7 +98,7 @@ def _run(arguments: list[str], *, children: bool) -> None:
     else:
         for name in (_PATH, _EXECUTOR, _LOOP):
             os.environ.pop(name, None)
-    if not sys.flags.safe_path:
+    if _STARTED_BY_PATH or not sys.flags.safe_path:
         del sys.path[0]  # It is where this package was started from.
     hide_package()
     if first == "-m":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -43,8 +44,15 @@ class _Finder(MetaPathFinder):
         if ours is None:
             return None
         found = PathFinder.find_spec(fullname, path, target)
-        if found is None or found.origin is None or found.origin != ours.__file__:
+        if found is None or not _is_same_file(found.origin, ours.__file__):
             return found
         spec = ModuleSpec(fullname, GivesBack(ours), origin=found.origin)
         spec.submodule_search_locations = found.submodule_search_locations
         return spec
+
+
+def _is_same_file(one: str | None, other: str | None) -> bool:
+    try:
+        return one is not None and other is not None and os.path.samefile(one, other)
+    except OSError:
+        return False

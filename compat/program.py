@@ -23,10 +23,13 @@ def run_script(path: str, arguments: Sequence[str]) -> None:
     if path == "-":
         _prepend_to_path("")
         main = _new_main()
+        main.__file__ = "<stdin>"
+        main.__cached__ = None
         main.__loader__ = importlib.machinery.BuiltinImporter
         _run_as_main(lambda: _execute(sys.stdin.read(), "<stdin>", main))
         return
-    full = os.path.join(os.getcwd(), path)  # As the interpreter has it: not normalized.
+    # As the interpreter has it: not normalized.
+    full = os.getcwd() if path == "." else os.path.join(os.getcwd(), path)
     try:
         os.stat(path)
     except OSError as exc:

@@ -205,6 +205,7 @@ class LoopTurns:
             return False
         if self._polled:
             return self._ask_again(timeout)
+        self.waiter.prepare()
         try:
             fd = int(server.fileno())
         except (AttributeError, OSError, TypeError, ValueError):

@@ -104,7 +104,7 @@ class LoopWaiter:
         return fd == self._asked and bool(self._is_readable(0))
 
     def _run_loop(self, fd: int | None, timeout: float | None) -> bool:
-        if (self.scarce or self._had_tasks) and not _are_there_descriptors(_DESCRIPTORS_OF_A_RUN):
+        if self._may_lack_descriptors() and not _are_there_descriptors(_DESCRIPTORS_OF_A_RUN):
             return self._wait_without_loop(fd, timeout)
         loop = self._loop or self._open()
         if loop is None or self._watch is None:
@@ -146,6 +146,16 @@ class LoopWaiter:
             self._watch.renew()
             return False
         return self._found
+
+    def _may_lack_descriptors(self) -> bool:
+        """uvloop makes a pair of sockets each time that it is entered in the main thread."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        return self.scarce or (in_main_thread and type(self._loop).__module__ == "uvloop")
+
+    def prepare(self) -> None:
+        """Make the loop, before a descriptor is asked for whose number it might get."""
+        if self._loop is None:
+            self._open()
 
     def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
         """It has failed while it was being entered or left, and is of no use.

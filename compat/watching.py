@@ -74,9 +74,11 @@ class EpollWatch:
             # If it was closed, and there is a duplicate, epoll goes on watching that (epoll(7)).
             self.renew()
         if fd is not None and file is not None:
-            with suppress(OSError):  # It was closed, and its number may be the epoll object's own by now.
-                self._epoll.register(fd, select.EPOLLIN)
-                self._request, self._file = fd, file
+            # It may be closed by now, and the epoll object may have got its number.
+            with suppress(OSError):
+                if _file_behind(fd) == file:
+                    self._epoll.register(fd, select.EPOLLIN)
+                    self._request, self._file = fd, file
 
     def add_child(self, fd: int) -> None:
         """See ``Watch``."""
