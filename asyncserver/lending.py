@@ -89,6 +89,7 @@ class LendingChannel(ClosingChannel):
             if self._tls is not None and self._tls.version() is None:
                 self._tls = None  # shutdown() and unwrap() have ended TLS.
             self._flush()
+        self._wake_senders()
 
     async def flush(self) -> None:
         """Wait until all that was sent has been taken by the kernel.
@@ -98,6 +99,14 @@ class LendingChannel(ClosingChannel):
         await self._wait_until_sent(0)
         if self._send_error is not None or self._closed:
             self._check_sending()
+
+    async def _wait_until_sent(self, at_most: int) -> None:
+        """What has nothing to send yet (an end, a file) waits for the socket as well."""
+        while isinstance(self._sock, LentSocket) and not self._closed:
+            waiter = self._loop.create_future()
+            self._send_waiters = [*(self._send_waiters or ()), waiter]
+            await waiter
+        await super()._wait_until_sent(at_most)
 
     def _look_for_the_end(self, sock: socket.socket) -> None:
         """Whoever has used the socket may have seen it, and nobody will see it again."""
