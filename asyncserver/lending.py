@@ -38,6 +38,9 @@ class LentSocket:
 class _GivenAway:
     """Stands in a stream for a socket that is somebody else's now."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        self.family = sock.family
+
     def close(self) -> None:
         """Nothing to close."""
 
@@ -85,8 +88,9 @@ class LendingChannel(ClosingChannel):
         else:
             sock.settimeout(timeout)
             self._readable = self._attention = True  # OpenSSL may know of an end that has been read already.
-            self._look_for_the_end(sock)
-            if self._tls is not None and self._tls.version() is None:
+            if self._tls is None:
+                self._look_for_the_end(sock)
+            elif self._tls.version() is None:
                 self._tls = None  # shutdown() and unwrap() have ended TLS.
             self._flush()
         self._wake_senders()
@@ -128,7 +132,7 @@ class LendingChannel(ClosingChannel):
         sock = self._sock
         self._stop_reading()
         self._stop_writing()
-        gone: Any = _GivenAway()
+        gone: Any = _GivenAway(sock)
         self._sock = gone
         self.close_now()
         return sock
@@ -136,6 +140,8 @@ class LendingChannel(ClosingChannel):
     async def _release_socket(self) -> socket.socket:
         """Nothing is to be sent any more, and the loop does not watch the socket."""
         self._check_lendable()
+        if self._file_lock is not None:
+            await self._wait_for_file(self._file_lock)
         await self.flush()
         self._check_lendable()
         self._stop_reading()

@@ -58,6 +58,8 @@ class Stream(LendingChannel, SocketStream):
         super().__init__(sock, settings or StreamSettings())
         if isinstance(sock, ssl.SSLSocket):
             self._tls = sock
+            tls: Any = sock
+            tls.suppress_ragged_eofs = False  # An end without the closing alert is not the peer's.
         self._sockaddr = sockaddr
         self._peer: Endpoint | None = None
         self._local = local

@@ -176,6 +176,8 @@ class _Session:
         """The handler is done with the socket. Files that it has made of it would keep it open."""
         sock: Any = self._sock
         sock._io_refs = 0
+        if isinstance(sock, ssl.SSLSocket):
+            sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
 
     def fail(self, error: Exception) -> None:
         """See ``Job``."""

@@ -921,7 +921,11 @@ async def test_why_connections_end(site: Site, kind: str, how: str) -> None:
             if how == "threads":
                 assert await receive_all(client) == b""
         await wait_until(lambda: not server.connections)
-        assert server.statistics().closed == {CloseReason.HANDLER_RETURNED: 1, CloseReason.EOF: 1}
+        closed = server.statistics().closed
+        if kind == "tls":  # The closing alert was the thread's to see.
+            assert closed == {CloseReason.HANDLER_RETURNED: 2}
+        else:
+            assert closed == {CloseReason.HANDLER_RETURNED: 1, CloseReason.EOF: 1}
     assert not site.errors
 
 
@@ -1154,6 +1158,8 @@ async def test_limits_and_statistics(site: Site) -> None:
         await wait_until(lambda: not server.connections)
         async with await site.connect(server) as client:
             assert await client.ask(b"hello") == b"hello"
-        closed = {CloseReason.HANDLER_RETURNED: 2, CloseReason.LIMIT: 1}
-        assert dict(server.statistics().closed).items() >= closed.items()
+        closed = server.statistics().closed
+        assert closed[CloseReason.LIMIT] == 1
+        # The client's end may have come before the handler returned, or after.
+        assert closed.get(CloseReason.HANDLER_RETURNED, 0) + closed.get(CloseReason.EOF, 0) >= 2
     assert not site.errors
