@@ -26,12 +26,13 @@ from compat.stdlib import NAMES as _NAMES
 from compat.stdlib import UNLISTED_NAMES as _UNLISTED_NAMES
 from compat.swap import install as install
 from compat.swap import installed as installed
+from compat.swap import say_where as _say_where
 from compat.swap import uninstall as uninstall
 
 __all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll] - they differ by version and platform
 
 for _each in (*_NAMES, *_UNLISTED_NAMES):
     if hasattr(_servers, _each):
-        getattr(_servers, _each).__module__ = __name__
         globals()[_each] = getattr(_servers, _each)
+_say_where(__name__, (*_NAMES, *_UNLISTED_NAMES))
 _sys.modules[__name__].__class__ = _StandIn

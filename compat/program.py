@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib.machinery
 import io
+import linecache
 import os
 import runpy
 import sys
@@ -55,6 +56,9 @@ def run_code(source: str, arguments: Sequence[str]) -> None:
     _prepend_to_path("")
     main = _new_main()
     main.__loader__ = importlib.machinery.BuiltinImporter
+    if sys.version_info >= (3, 13):  # Tracebacks show the lines of `-c`, too.
+        lines = [f"{line}\n" for line in source.splitlines()]
+        linecache.cache["<string>"] = (len(source), None, lines, "<string>")
     _run_as_main(lambda: _execute(source, "<string>", main))
 
 

@@ -6,7 +6,7 @@ import socketserver
 import sys
 import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -16,7 +16,7 @@ from compat import servers
 from compat.facade import GivesBack, StandIn
 from compat.stdlib import NAMES, UNLISTED_NAMES
 
-__all__ = ["install", "installed", "uninstall"]
+__all__ = ["install", "installed", "say_where", "uninstall"]
 
 _NAME = "socketserver"
 
@@ -36,6 +36,15 @@ _swap = _Swap()
 
 def _classes() -> list[type]:
     return [getattr(servers, name) for name in (*NAMES, *UNLISTED_NAMES) if hasattr(servers, name)]
+
+
+def say_where(module: str, names: Collection[str]) -> None:
+    """Have the classes of these names say that this is their module."""
+    for each in (each for each in _classes() if each.__name__ in names):
+        line = vars(each).get("__firstlineno__")
+        each.__module__ = module
+        if line is not None:  # Python 3.13 takes it away, and `inspect.getsource()` needs it.
+            each.__firstlineno__ = line  # type: ignore[attr-defined]
 
 
 def _stand_in() -> StandIn:
@@ -75,9 +84,7 @@ def _install(stacklevel: int) -> None:
         if _swap.depth > 1:
             return
         _swap.displaced = sys.modules.get(_NAME)
-        for each in _classes():
-            if each.__name__ in NAMES:
-                each.__module__ = _NAME
+        say_where(_NAME, NAMES)
         sys.modules[_NAME] = module = _stand_in()
         _swap.finder = _Finder(module)
         sys.meta_path.insert(0, _swap.finder)
@@ -108,8 +115,7 @@ def uninstall() -> None:
             return
         if _swap.finder in sys.meta_path:
             sys.meta_path.remove(_swap.finder)
-        for each in _classes():
-            each.__module__ = servers.__name__.partition(".")[0]
+        say_where(servers.__name__.partition(".")[0], (*NAMES, *UNLISTED_NAMES))
         if _swap.displaced is None:
             del sys.modules[_NAME]
         else:
