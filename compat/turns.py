@@ -199,6 +199,7 @@ class LoopTurns:
         if children is not None and not self._has_room_for_child(children, timeout):
             return False
         if self._exhaustion.lasts and (delay := self._exhaustion.seconds_left) > 0:
+            self._settle()
             self.waiter.wait(None, delay if timeout is None else min(timeout, delay))
             return False
         if names_executor(server) and not self._has_room(timeout):
