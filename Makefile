@@ -8,14 +8,14 @@
 #
 #   PYTHON=python3.12 make test     with another Python, in an environment of its own (.venv-3.12)
 #   make serve PORT=7000            or ADDRESS=tcp://[::1]:7000
-#   make test PYTEST_ARGS="-k tls"  arguments for pytest; by default: three processes
+#   make test PYTEST_ARGS="-k tls"  arguments for pytest; by default: four processes
 #   make bench BENCH_ARGS="--help"  arguments for benchmarks/run.py
 
 PYTHON ?= python3
 PORT ?= 9999
 ADDRESS ?= tcp://127.0.0.1:$(PORT)
 HINT = $(if $(filter tcp://%,$(ADDRESS)),--hint 'try: nc {host} {port}')
-PYTEST_ARGS ?= --numprocesses=3 --dist=worksteal
+PYTEST_ARGS ?= --numprocesses=4 --dist=worksteal
 BENCH_ARGS ?=
 
 PYTHON_VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
