@@ -48,6 +48,7 @@ class ThreadPool(RequestExecutor):
         self.when_full: WhenFull = when_full
         self._name = name
         self._numbers = itertools.count(1)
+        self.idle_seconds = _IDLE_SECONDS
         self._listeners: list[Callable[[], None]] = []
         self._reset()
 
@@ -268,7 +269,7 @@ class _Worker:
                 job = self._wait()
 
     def _wait(self) -> Job | None:
-        while not self._given.acquire(timeout=_IDLE_SECONDS):
+        while not self._given.acquire(timeout=self._pool.idle_seconds):
             if self._pool.retire(self):
                 return None
         return self._job
