@@ -12,6 +12,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _STARTED_BY_PATH = not __package__
 
 if _STARTED_BY_PATH:  # Started by its path, so that no other module of this name can come first.
+    if globals()["__package__"] is None and sys.flags.safe_path:
+        sys.path.insert(0, "")  # With `-P`, a directory is put there, but not that of a file.
     sys.path[0] = os.path.dirname(_HERE)
 
 from asyncserver import OptionError, __version__, loop_factory  # noqa: E402

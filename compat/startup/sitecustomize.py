@@ -60,7 +60,8 @@ def _run_the_next_sitecustomize() -> None:
         spec.loader.exec_module(module)
 
 
-if "ASYNCSERVER_COMPAT" in os.environ and "socketserver" not in sys.modules:
+# Programs start older Pythons, too, to which much of this package is a syntax error.
+if "ASYNCSERVER_COMPAT" in os.environ and sys.version_info >= (3, 11) and "socketserver" not in sys.modules:
     finder: Any = _SocketserverFinder()
     sys.meta_path.insert(0, finder)
 _run_the_next_sitecustomize()

@@ -53,6 +53,10 @@ class Processes:
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_text(text)
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file that need not be a text."""
+        (self.directory / name).write_bytes(content)
+
     def write_archive(self, name: str, files: Mapping[str, str], start: bytes = b"") -> None:
         """Write a ZIP file; something may come before it."""
         (self.directory / name).write_bytes(start)
@@ -138,6 +142,7 @@ def every_kind(python: Processes) -> Processes:
     python.write({"package/__init__.py": "import sys\nprint(__name__, sys.argv)\n"})
     python.write_archive("archive.zip", {"__main__.py": FACTS})
     python.write_archive("application", {"__main__.py": FACTS}, b"#!/usr/bin/env python3\n")
+    python.write_archive("nested.zip", {"inside/__main__.py": FACTS})
     if os.name != "nt":
         (python.directory / "link.py").symlink_to("package/module.py")
     return python
@@ -159,6 +164,7 @@ def every_kind(python: Processes) -> Processes:
         (".",),
         ("archive.zip",),
         ("application",),
+        ("nested.zip/inside",),
         ("-c", FACTS),
     ],
     ids=shown,
@@ -179,9 +185,29 @@ def test_safe_path(every_kind: Processes, program: tuple[str, ...]) -> None:
     assert "\nTrue ['error'] True\n" in outcome.stdout
 
 
+@pytest.mark.parametrize("program", [("program.py",), ("-m", "program"), ("package",)], ids=shown)
+@pytest.mark.parametrize("path", ["", "first", "first:second"])
+@pytest.mark.parametrize("start", ["compat", "compat/__main__.py"])
+def test_safe_path_started_by_its_path(
+    every_kind: Processes, start: str, path: str, program: tuple[str, ...]
+) -> None:
+    # PYTHONPATH is where `-P` leaves something to be lost.
+    environment = {"PYTHONPATH": path.replace(":", os.pathsep)}
+    every_kind.write({"first/program.py": FACTS})
+    plain = every_kind.run("-P", *program, "x", **environment)
+    assert every_kind.run("-P", REPOSITORY / start, *program, "x", **environment) == plain
+    assert (plain.status == 0) == (program[0] != "-m" or bool(path))
+
+
 def test_program_from_the_standard_input(python: Processes) -> None:
     assert python.compare("-", "-x", stdin=FACTS).status == 0
     assert python.compare("-", stdin="def f():\n    1 / 0\nf()\n").status == 1
+
+
+@posix
+def test_closed_standard_input(python: Processes) -> None:
+    closes = "import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    assert python.run("-c", closes, *COMPAT, "-") == python.run("-c", closes, "-") == (0, "", "")
 
 
 @posix
@@ -254,6 +280,54 @@ sys.excepthook = hook
 """,
         1,
     ),
+    "hook that fails": (
+        """\
+import sys
+def hook(kind, value, trace):
+    raise LookupError("hook") from value
+sys.excepthook = hook
+def f():
+    1 / 0
+f()
+""",
+        1,
+    ),
+    "hook that is interrupted": (
+        """\
+import sys
+def hook(*args):
+    raise KeyboardInterrupt
+sys.excepthook = hook
+1 / 0
+""",
+        1,
+    ),
+    "hook that exits": ("import sys\nsys.excepthook = lambda *args: sys.exit(4)\n1 / 0", 4),
+    "hook that fails without a place to say so": (
+        """\
+import sys
+sys.stderr = None
+sys.excepthook = lambda *args: [][1]
+1 / 0
+""",
+        1,
+    ),
+    "hook that cannot be called": ("import sys\nsys.excepthook = None\n1 / 0", 1),
+    "no hook": ("import sys\ndel sys.excepthook\n1 / 0", 1),
+    "what is known of the error afterwards": (
+        """\
+import atexit, sys, traceback
+def hook(*args):
+    print(sys.excepthook is hook)
+sys.excepthook = hook
+@atexit.register
+def show():
+    traceback.print_last()
+    print(sys.last_value.__traceback__ is sys.last_traceback, sys.excepthook is hook)
+1 / 0
+""",
+        1,
+    ),
     "error in a thread": (
         """\
 import threading
@@ -311,7 +385,17 @@ def test_interrupted_while_the_event_loop_is_made(python: Processes) -> None:
     assert python.run(*COMPAT, "--loop", "asyncio", "program.py") == (0, "interrupted\n", "")
 
 
-@pytest.mark.parametrize("name", ["exit with a text", "keyboard interrupt", "hook that calls the one before"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "exit with a text",
+        "keyboard interrupt",
+        "hook that calls the one before",
+        "hook that fails",
+        "no hook",
+        "what is known of the error afterwards",
+    ],
+)
 def test_end_of_a_module_and_of_code(python: Processes, name: str) -> None:
     source, status = ENDS[name]
     python.write({"program.py": source})
@@ -343,6 +427,62 @@ def test_program_that_does_not_start(python: Processes, program: tuple[str, ...]
     python.write({"package/__init__.py": ""})
     outcome = python.compare(*program)
     assert (outcome.status, outcome.stdout) == (status, "")
+
+
+@pytest.mark.parametrize("source", ["print('out')\n1 / 0", "import sys\nprint('out')\nsys.exit('text')"])
+@pytest.mark.parametrize("program", [("program.py",), ("-m", "program"), ("package",), ("-",)], ids=shown)
+def test_order_of_output_and_error(python: Processes, program: tuple[str, ...], source: str) -> None:
+    # Into one file, as many programs are started. What was printed comes first after a file, and only then.
+    python.write({"program.py": source, "package/__main__.py": source, "parent.py": INTO_ONE_FILE})
+    outcome = python.run("parent.py", *program, stdin=source, PYTHONUNBUFFERED="")
+    assert python.run("parent.py", *COMPAT, *program, stdin=source, PYTHONUNBUFFERED="") == outcome
+    assert outcome.stdout.startswith("out\n") == (program in {("program.py",), ("-",)})
+
+
+INTO_ONE_FILE = """\
+import subprocess, sys
+sys.exit(subprocess.run([sys.executable, *sys.argv[1:]], stderr=subprocess.STDOUT).returncode)
+"""
+
+# Whether each of these runs at all, and what is said of it, is the interpreter's matter.
+NOT_QUITE_TEXT = {
+    "null byte": b"print(1)\nx = 1\0\n",
+    "null byte in a comment": b"print(1)\n# \0\n",
+    "bad UTF-8": b'print(1)\nx = "\xe9"\n',
+    "bad UTF-8 in a comment": b"print(1)\n\n\n# \xe9\n",
+    "bad UTF-8 on the first line": b"# \xe9\nprint(1)\n",
+    "bad UTF-8 after an error": b"x = (\n1 1\n# \xe9\n",
+    "bad UTF-8 after a warning": b'print(1)\nx = "\\d"\n# \xe9\n',
+    "UTF-16": "print(1)\n".encode("utf-16"),
+    "declared UTF-8 that is bad": b'# coding: utf-8\nx = "\xe9"\n',
+    "declared UTF-8 that is bad in a comment": b"# coding: utf-8\n# \xe9\nprint(1)\n",
+    "marked UTF-8 that is bad in a comment": b"\xef\xbb\xbf# \xe9\nprint(1)\n",
+    "Latin 1": b'# coding: latin-1\nprint(ascii("\xe9"))\n',
+    "Latin 1 on the second line": b'#!/usr/bin/python\n# -*- coding: latin-1 -*-\nprint(ascii("\xe9"))\n',
+    "Latin 1 on the third line": b'\n\n# coding: latin-1\nprint(ascii("\xe9"))\n',
+    "Latin 1 after a statement": b'x = 1\n# coding: latin-1\nprint(ascii("\xe9"))\n',
+    "Latin 1 and a syntax error": b'# coding: latin-1\nx = "\xe9" 1\n',
+    "ASCII that is none": b'# coding: ascii\nprint("\xc3\xa9")\n',
+    "unknown encoding": b"# coding: nonsense\nprint(1)\n",
+    "no text encoding": b"# coding: rot13\nprint(1)\n",
+    "mark of another encoding": b"\xef\xbb\xbf# coding: latin-1\nprint(1)\n",
+}
+
+
+@pytest.mark.parametrize("content", NOT_QUITE_TEXT.values(), ids=NOT_QUITE_TEXT)
+def test_program_that_is_not_quite_a_text(python: Processes, content: bytes) -> None:
+    python.write_bytes("program.py", content)
+    python.write({"feeds.py": FEEDS})
+    python.compare("program.py", "x", PYTHONWARNINGS="default")
+    feeds = [python.run("feeds.py", *start, "-", PYTHONWARNINGS="default") for start in ((), COMPAT)]
+    assert feeds[0] == feeds[1]
+
+
+FEEDS = """\
+import subprocess, sys
+with open("program.py", "rb") as file:
+    sys.exit(subprocess.run([sys.executable, *sys.argv[1:]], stdin=file).returncode)
+"""
 
 
 # --- what a program does ---
@@ -567,6 +707,17 @@ def test_children_that_cannot_have_this_package_keep_what_they_have(customized: 
     )
     outcome = customized.compare("parent.py", "BLOCKED=anyio", "-c", code)
     assert (outcome.status, outcome.stderr) == (0, "")
+
+
+def test_children_that_are_older_pythons_keep_what_they_have(python: Processes) -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.version_info, before = (3, 10, 0, 'final', 0), list(sys.meta_path)\n"
+        "runpy.run_path(sys.argv[1])\n"
+        "print(sys.meta_path == before)"
+    )
+    outcome = python.run("-c", code, STARTUP / "sitecustomize.py", ASYNCSERVER_COMPAT=str(REPOSITORY))
+    assert outcome == (0, "True\n", "")
 
 
 # --- options ---
