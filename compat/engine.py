@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Generator
@@ -36,6 +37,8 @@ __all__ = [
     "start_request",
 ]
 
+logger = logging.getLogger("asyncserver")
+
 _ENGINE = "_EventLoopMixIn__engine"
 
 _PACKAGE = __name__.partition(".")[0]
@@ -51,6 +54,7 @@ class Engine:
         self.exhaustion = Exhaustion()
         self._spare: list[LoopWaiter] = []
         self._executors: dict[Any, RequestExecutor] = {}
+        self._refused: dict[str, str] = {}
         self._closed = False
         weakref.finalize(server, _close_quietly, self._spare, self._executors)
 
@@ -129,13 +133,28 @@ class Engine:
         return executor
 
     def _own_pool(self, server: Any, max_threads: int) -> ThreadPool:
+        when_full = getattr(server, "when_full", "wait")
         pool = self._executors.get("max_threads")
         if not isinstance(pool, ThreadPool):
-            check_max_threads(max_threads)
             pool = self._executors["max_threads"] = self._make_pool(max_threads)
-        pool.max_threads = max_threads
-        pool.when_full = getattr(server, "when_full", "wait")
+        if pool.max_threads != max_threads:
+            self._change(pool, "max_threads", max_threads)
+        if pool.when_full != when_full:
+            self._change(pool, "when_full", when_full)
         return pool
+
+    def _change(self, pool: ThreadPool, name: str, value: object) -> None:
+        """Where the program has set it to something bad while it serves, the last good value holds.
+
+        Who has done it is not here, and clients are not to suffer; so it is logged, once.
+        """
+        try:
+            setattr(pool, name, value)
+        except OptionError as exc:
+            said = f"{exc}; the server goes on with {getattr(pool, name)!r}"
+            if self._refused.get(name) != said:
+                self._refused[name] = said
+                logger.error("%s: %s", type(self.server).__name__, said)
 
     def _make_pool(self, max_threads: int) -> ThreadPool:
         return ThreadPool(max_threads, name=type(self.server).__name__)
@@ -196,7 +215,8 @@ def check_options(server: Any) -> None:
 
     With a ``process_request()`` of the program's own, these names may mean something else to it.
     """
-    if not getattr(server.process_request, "__module__", "").startswith(_PACKAGE + "."):
+    module: object = getattr(server.process_request, "__module__", None)  # None for some built-in methods.
+    if not isinstance(module, str) or not module.startswith(_PACKAGE + "."):
         return
     max_threads = getattr(server, "max_threads", None)
     if max_threads is not None:

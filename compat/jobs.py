@@ -18,8 +18,8 @@ class JobCounter:
 
     def __init__(self) -> None:
         self._jobs: set[RequestJob] = set()
-        self._one_has_ended = threading.Event()
-        self._waiting = False
+        self._none_is_left = threading.Condition()
+        self._waiting = 0
         _counters.add(self)
 
     def add(self, job: RequestJob) -> None:
@@ -27,23 +27,32 @@ class JobCounter:
         self._jobs.add(job)
 
     def discard(self, job: RequestJob) -> None:
-        """It has ended; without a lock, because adding to and taking from a set is atomic."""
+        """It has ended; without a lock, because adding to and taking from a set is atomic.
+
+        Whoever begins to wait looks into the set after it has said so.
+        """
         self._jobs.discard(job)
-        if self._waiting:
-            self._one_has_ended.set()
+        if self._waiting and not self._jobs:
+            with self._none_is_left:
+                self._none_is_left.notify_all()
 
     def wait(self) -> None:
         """Block until none is left. Raises ``RuntimeError`` in a thread that serves one of them."""
         if any(job.thread == threading.get_ident() for job in list(self._jobs)):
             raise RuntimeError("cannot wait for the request that this thread serves")
-        self._waiting = True
-        while self._jobs:
-            self._one_has_ended.wait()
-            self._one_has_ended.clear()
+        with self._none_is_left:
+            self._waiting += 1
+            try:
+                while self._jobs:
+                    self._none_is_left.wait()
+            finally:
+                self._waiting -= 1
 
     def forget_all(self) -> None:
-        """In a forked child: the threads are the parent's."""
+        """In a forked child: the threads are the parent's, and one of them may have held the lock."""
         self._jobs.clear()
+        self._none_is_left = threading.Condition()
+        self._waiting = 0
 
 
 class RequestJob:

@@ -165,6 +165,10 @@ class _Session:
             pass  # It ends a thread without a word.
         except BaseException as exc:
             failure = exc
+        self._tell_soon(failure)
+
+    def _tell_soon(self, failure: BaseException | None) -> None:
+        """For any thread."""
         with suppress(RuntimeError):  # The loop was closed with this connection left behind.
             self._loop.call_soon_threadsafe(self._tell, failure)
 
@@ -181,7 +185,7 @@ class _Session:
 
     def fail(self, error: Exception) -> None:
         """See ``Job``."""
-        self._tell(error)
+        self._tell_soon(error)
 
     def run_here(self) -> None:
         """Not for what keeps the loop running: see ``Job``."""
@@ -224,10 +228,11 @@ class _ChildSession(_Session):
 
     def left_to(self, pid: int) -> None:
         """See ``Job``."""
-        if not hasattr(os, "pidfd_open"):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except (AttributeError, OSError):  # The platform has none, or the process no descriptor left.
             threading.Thread(target=self._wait_for, args=(pid,), daemon=True).start()
             return
-        descriptor = os.pidfd_open(pid)
 
         def reap() -> None:
             self._loop.remove_reader(descriptor)
@@ -242,8 +247,7 @@ class _ChildSession(_Session):
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if status:
                 failure = RuntimeError(f"the handler's process {pid} has ended with status {status}")
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._tell, failure)
+        self._tell_soon(failure)
 
     def _finish(self) -> None:
         super()._finish()

@@ -42,13 +42,11 @@ class ThreadPool(RequestExecutor):
 
     def __init__(self, max_threads: int, *, when_full: WhenFull = "wait", name: str = "request") -> None:
         """``name`` is what the names of its threads begin with."""
-        check_max_threads(max_threads)
-        check_when_full(when_full)
         self.max_threads = max_threads
-        self.when_full: WhenFull = when_full
+        self.when_full = when_full
         self._name = name
         self._numbers = itertools.count(1)
-        self.idle_seconds = _IDLE_SECONDS
+        self._idle_seconds = _IDLE_SECONDS
         self._listeners: list[Callable[[], None]] = []
         self._reset()
 
@@ -67,12 +65,32 @@ class ThreadPool(RequestExecutor):
 
     def __repr__(self) -> str:
         busy = self._threads - len(self._idle)
-        return f"<ThreadPool {busy} of {self.max_threads} threads busy>"
+        return f"<ThreadPool {busy} of {self._max_threads} threads busy>"
+
+    @property
+    def max_threads(self) -> int:
+        """The most threads. May be changed at any time; raises ``OptionError`` for what is no number."""
+        return self._max_threads
+
+    @max_threads.setter
+    def max_threads(self, value: int) -> None:
+        check_max_threads(value)
+        self._max_threads = value
+
+    @property
+    def when_full(self) -> WhenFull:
+        """``"wait"`` or ``"reject"``. May be changed at any time; raises ``OptionError`` for another word."""
+        return self._when_full
+
+    @when_full.setter
+    def when_full(self, value: WhenFull) -> None:
+        check_when_full(value)
+        self._when_full: WhenFull = value
 
     @property
     def rejects(self) -> bool:
         """See ``RequestExecutor``."""
-        return self.when_full == "reject"
+        return self._when_full == "reject"
 
     def has_room(self) -> bool:
         """Whether a thread is idle, or may be started."""
@@ -83,7 +101,7 @@ class ThreadPool(RequestExecutor):
     @property
     def _free(self) -> int:
         """How many more jobs could be begun."""
-        return len(self._idle) + self.max_threads - self._threads - len(self._queue)
+        return len(self._idle) + self._max_threads - self._threads - len(self._queue)
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """See ``RequestExecutor``."""
@@ -112,31 +130,44 @@ class ThreadPool(RequestExecutor):
         if not job.daemon:
             _awaited.add(job)
         with self._lock:
-            if not self._idle and self._threads >= self.max_threads:
+            worker = self._assign(job)
+            if worker is None:
                 self._queue.append(job)
                 return
         try:
-            self._hand_over(job)
+            self._start_thread(worker)
         except BaseException:
             _awaited.discard(job)
+            if not self._threads:
+                self.begin_all()  # Those who have relied on this thread are told as well.
             raise
 
-    def _hand_over(self, job: Job) -> _Worker:
-        """Give it to an idle thread, or to a new one."""
-        with self._lock:
-            if self._idle:
-                worker = self._idle.pop()
-                worker.give(job)
-                return worker
-            self._threads += 1
-        worker = _Worker(self, job)
+    def _assign(self, job: Job) -> _Worker | None:
+        """To an idle thread, or to a new one, which has to be started then; None: all are busy.
+
+        To be called with the lock held, or two who start jobs at the same time would get past the bound.
+        """
+        if self._idle:
+            worker = self._idle.pop()
+            worker.give(job)
+            return worker
+        if self._threads >= self._max_threads:
+            return None
+        self._threads += 1
+        return _Worker(self, job, self._idle_seconds)
+
+    def _start_thread(self, worker: _Worker) -> None:
+        """Unless it has one."""
+        if worker.started:
+            return
         try:
             worker.start(f"{self._name}-{next(self._numbers)}")
         except BaseException:
             with self._lock:
                 self._threads -= 1
+                if self._drainer is worker:
+                    self._drainer = None
             raise
-        return worker
 
     # --- many short jobs ---
     #
@@ -161,28 +192,42 @@ class ThreadPool(RequestExecutor):
         """Have the jobs that were put off begun; returns when they are, or a millisecond later."""
         self._taken.clear()
         if self._drainer is None:
-            self._drainer = self._begin_one()
+            self._begin_one(drains=True)
         if self._queue and not self._taken.wait(_SETTLE_SECONDS):
             self._jobs_until_next_try = _JOBS_UNTIL_NEXT_TRY
             self.begin_all()
 
     def begin_all(self) -> None:
-        """Have each job that was put off begun by a thread of its own."""
-        self._drainer = None
-        while self._begin_one() is not None:
-            pass
+        """Have each job that was put off begun by a thread of its own.
 
-    def _begin_one(self) -> _Worker | None:
+        All are, or have failed, when this raises what ``Job.fail()`` has raised, or a signal handler.
+        """
+        self._drainer = None
+        error: BaseException | None = None
+        more = True
+        while more:
+            try:
+                more = self._begin_one()
+            except BaseException as exc:
+                error = exc if error is None else error
+        if error is not None:
+            raise error
+
+    def _begin_one(self, *, drains: bool = False) -> bool:
+        """Whether there was one, which is begun now or has failed, and a thread or room for another."""
         with self._lock:
-            if not self._queue or (not self._idle and self._threads >= self.max_threads):
-                return None
+            worker = self._assign(self._queue[0]) if self._queue else None
+            if worker is None:
+                return False
             job = self._queue.popleft()
+            if drains:
+                self._drainer = worker
         try:
-            return self._hand_over(job)
+            self._start_thread(worker)
         except RuntimeError as exc:  # The system gives no more threads.
             _awaited.discard(job)
             job.fail(exc)
-            return None
+        return True
 
     def close(self) -> None:
         """Let the idle threads end, and the busy ones when they are done; idempotent."""
@@ -208,7 +253,7 @@ class ThreadPool(RequestExecutor):
             if self._drainer is worker:
                 self._drainer = None
             was_full = self._free <= 0
-            if self._closed or self._threads > self.max_threads:
+            if self._closed or self._threads > self._max_threads:
                 self._threads -= 1
                 worker.superfluous = True
             else:
@@ -234,14 +279,17 @@ class ThreadPool(RequestExecutor):
 class _Worker:
     """One thread. Its job is handed over by a lock of its own, which wakes it and no other."""
 
-    def __init__(self, pool: ThreadPool, job: Job) -> None:
+    def __init__(self, pool: ThreadPool, job: Job, idle_seconds: float) -> None:
         self._pool = pool
         self._job: Job | None = job
+        self._idle_seconds = idle_seconds
         self._given = threading.Lock()
         self._given.acquire()
         self.superfluous = False
+        self.started = False
 
     def start(self, name: str) -> None:
+        self.started = True
         threading.Thread(target=self._live, name=name, daemon=True).start()
 
     def give(self, job: Job | None) -> None:
@@ -269,7 +317,7 @@ class _Worker:
                 job = self._wait()
 
     def _wait(self) -> Job | None:
-        while not self._given.acquire(timeout=self._pool.idle_seconds):
+        while not self._given.acquire(timeout=self._idle_seconds):
             if self._pool.retire(self):
                 return None
         return self._job

@@ -165,10 +165,10 @@ class LoopTurns:
 
     def close(self) -> None:
         """Leave no listener and no job behind."""
-        if self._unsettled is not None:
-            self._unsettled.begin_all()
         if self._listened_to is not None:
             self._listened_to.remove_room_listener(self._on_room)
+        if self._unsettled is not None:
+            self._unsettled.begin_all()
 
     def put_off(self, pool: ThreadPool, job: Job) -> None:
         """Have the job begun when no more requests are there; see ``ThreadPool.put_off()``."""
@@ -263,7 +263,11 @@ class LoopTurns:
     def _settle(self) -> None:
         pool, self._unsettled = self._unsettled, None
         if pool is not None:
-            pool.settle()
+            try:
+                pool.settle()
+            except BaseException:
+                self._unsettled = pool  # For close(): server_close() would wait for jobs that never begin.
+                raise
 
     def _listen_to(self, executor: RequestExecutor) -> None:
         if executor is not self._listened_to:

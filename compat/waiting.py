@@ -10,10 +10,10 @@ import threading
 import time
 import weakref
 from asyncio import _set_running_loop  # pyright: ignore[reportPrivateUsage] - for event loops, documented
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from compat.deferring import signals_deferred
 from compat.watching import Watch, check_watchable, open_watch
 
 __all__ = ["LoopWaiter", "is_loop_running"]
@@ -192,7 +192,7 @@ class LoopWaiter:
         """The loop; None where there are not enough descriptors for one."""
         if not _are_there_descriptors(_DESCRIPTORS_OF_A_LOOP):
             return None
-        with _signals_deferred():
+        with signals_deferred():
             loop = self._loop = self._make_loop()
         loop.set_exception_handler(self._on_exception)
         self._watch = open_watch(loop, self._on_request, self._on_child_end)
@@ -271,8 +271,9 @@ class LoopWaiter:
         if not task.cancelled():
             error = task.exception()
             if isinstance(error, Exception):  # The others have left the loop by themselves.
-                self._error = error
-                self._stop()
+                # As when it ends a thread of its own: that is reported, and the server goes on.
+                message = "a request has ended with an exception that nobody has handled"
+                task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})
         if self._finishing and not self.tasks:
             self._stop()
 
@@ -361,30 +362,6 @@ def _are_there_descriptors(count: int) -> bool:
         for fd in found:
             os.close(fd)
     return True
-
-
-@contextmanager
-def _signals_deferred() -> Generator[None]:
-    """A signal handler that raises while a loop is being made would leave half of one: it runs after that."""
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for each in (signal.SIGINT, signal.SIGTERM):
-            if callable(handler := signal.getsignal(each)):
-                handlers[each] = handler
-    arrived: list[tuple[int, Any]] = []
-
-    def note(number: int, frame: Any) -> None:
-        arrived.append((number, frame))
-
-    try:
-        for number in handlers:
-            signal.signal(number, note)
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number, frame in arrived:
-            handlers[number](number, frame)
 
 
 def is_loop_running() -> bool:

@@ -30,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import EndOfStream
 
 import compat
-from asyncserver import TCPAddress
+from asyncserver import LoopName, TCPAddress
 from compat import turns
 from compat.turns import Exhaustion
+from compat.waiting import LoopWaiter
 from tests import clients
 from tests.compat.held import (
     NEVER,
@@ -45,7 +47,7 @@ from tests.compat.held import (
     server_of,
     wait_until_blocked,
 )
-from tests.compat.support import LINUX, LOCAL, InThread, serving
+from tests.compat.support import LINUX, LOCAL, Client, InThread, serving
 from tests.conftest import LOOP_FACTORIES
 from tests.leaks import open_descriptors
 from tests.processes import LONG, PythonProcess
@@ -1083,6 +1085,131 @@ def test_the_mix_in_in_front_of_other_kinds(name: str, loop_name: str) -> None:
         with composed(address, compat.BaseRequestHandler) as server:
             server.timeout = 1 * MS
             server.handle_request()
+
+
+@pytest.mark.parametrize("base", [compat.TCPServer, compat.ThreadingUDPServer])
+def test_a_built_in_method_in_the_place_of_a_hook(base: Any, loop_name: str) -> None:
+    """Some have no module to their name."""
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with server_of(base, loop_name) as server:
+        server.process_request = requests.put  # Called with an address, which it takes for "block".
+        server.max_threads = "of the program's own"
+        for serve in (server.handle_request, server.serve_forever):
+            thread = InThread("serving", serve)
+            with Client(server, b"x"):
+                request = requests.get(timeout=PATIENCE)
+            if serve == server.serve_forever:
+                InThread("stopping", server.shutdown).result()
+            thread.result()
+            if base is compat.TCPServer:
+                request.close()
+
+
+# --- async handlers ---
+
+
+class Failing(compat.AsyncStreamRequestHandler):
+    """Fails when the client has ended, or its loop."""
+
+    async def handle(self) -> None:
+        await self.stream.send(b"begun")
+        with contextlib.suppress(EndOfStream):
+            await self.stream.receive()
+        raise ValueError("from a handler")
+
+
+def raising_again(server: Any, request: Any, client_address: Any) -> None:
+    raise LookupError("from handle_error")
+
+
+@pytest.mark.parametrize("base", [compat.TCPServer, compat.ThreadingTCPServer])
+def test_an_error_in_handle_error_of_an_async_handler(
+    base: Any, loop_name: str, loop_errors: list[str]
+) -> None:
+    """As in a thread of its own: it is reported, and the server goes on; ``server_close()``, too."""
+    with server_of(base, loop_name, Failing, handle_error=raising_again) as server:
+        with serving(server, NEVER):
+            for number in (1, 2):
+                with Client(server) as client:
+                    assert client.receive(5) == b"begun"
+                    client.sock.shutdown(socket.SHUT_WR)
+                    assert client.receive() == b""
+                wait_until_blocking(lambda n=number: len(loop_errors) == n)
+            left = [Client(server), Client(server)]
+            assert [client.receive(5) for client in left] == [b"begun", b"begun"]
+        for client in left:
+            client.sock.shutdown(socket.SHUT_WR)
+        server.server_close()
+        for client in left:
+            assert client.reply() == b""
+    assert len(loop_errors) == 4
+    assert all("from handle_error" in error for error in loop_errors)
+    loop_errors.clear()
+
+
+# --- signals while a loop is being made ---
+
+
+class InterruptedHereError(Exception):
+    """What a signal handler raises."""
+
+
+MAIN_THREAD_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1]
+
+
+@contextlib.contextmanager
+def raising_handlers(numbers: list[signal.Signals], seen: list[int]) -> Iterator[None]:
+    def on_signal(number: int, frame: object) -> None:
+        seen.append(number)
+        raise InterruptedHereError(number)
+
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            stack.enter_context(signal_handler(number, on_signal))
+        yield
+
+
+@pytest.mark.parametrize("number", MAIN_THREAD_SIGNALS)
+def test_a_signal_while_the_loop_is_made(number: signal.Signals, loop_name: LoopName) -> None:
+    """Its handler is called when there is a whole one; a half-made loop would hold descriptors."""
+    seen: list[int] = []
+    steps: list[object] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def make_loop() -> asyncio.AbstractEventLoop:
+        signal.raise_signal(number)
+        steps.append(list(seen))
+        return LOOP_FACTORIES[loop_name]()
+
+    waiter = LoopWaiter(make_loop)
+    with raising_handlers([number], seen):
+        handler = signal.getsignal(number)
+        with pytest.raises(InterruptedHereError):
+            waiter.prepare()
+        assert (steps, seen) == ([[]], [number])
+        assert signal.getsignal(number) is handler
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    assert waiter._loop is not None
+    waiter.close()
+
+
+def test_several_signals_while_the_loop_is_made(loop_name: LoopName) -> None:
+    """Each handler is called once, and is in its place again, although the others raise."""
+    seen: list[int] = []
+
+    def make_loop() -> asyncio.AbstractEventLoop:
+        for number in MAIN_THREAD_SIGNALS:
+            signal.raise_signal(number)
+        return LOOP_FACTORIES[loop_name]()
+
+    waiter = LoopWaiter(make_loop)
+    with raising_handlers(MAIN_THREAD_SIGNALS, seen):
+        handlers = [signal.getsignal(number) for number in MAIN_THREAD_SIGNALS]
+        with pytest.raises(InterruptedHereError):
+            waiter.prepare()
+        assert sorted(seen) == sorted(MAIN_THREAD_SIGNALS)
+        assert [signal.getsignal(number) for number in MAIN_THREAD_SIGNALS] == handlers
+    waiter.close()
 
 
 # --- what a server holds ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import http.server
@@ -39,6 +40,8 @@ from asyncserver import (
 )
 from tests.certificates import authority
 from tests.clients import LOOPBACK, Client, TLSClient, complaints, local_server
+from tests.compat.support import InThread
+from tests.leaks import child_processes
 from tests.processes import run_python
 from tests.waiting import MS, PATIENCE, SECOND, stays, wait_until, within
 
@@ -658,6 +661,48 @@ async def test_an_executor_of_the_programs_own(site: Site) -> None:
         assert server.statistics().closed[CloseReason.HANDLER_ERROR] == 1
     assert len(own.threads) == 1
     assert site.errors == [own.error]
+
+
+async def test_an_executor_that_fails_in_another_thread(site: Site) -> None:
+    """As a pool of ``concurrent.futures`` that is shut down. A loop in debug mode sees who calls."""
+
+    class FailingElsewhere(compat.RequestExecutor):
+        def start(self, job: Any) -> None:
+            loop.call_soon(lambda: threads.append(InThread("failing", job.fail, error)))
+
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    threads: list[InThread] = []
+    error = RuntimeError("the pool was shut down")
+    async with site.server(Ending, FailingElsewhere()) as server:
+        async with await site.connect(server) as client:
+            assert await client.ended() == "eof"
+        await wait_until(lambda: not server.connections)
+    for thread in threads:
+        await asyncio.to_thread(thread.result)
+    assert site.errors == [error]
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there is no pidfd_open() here")
+async def test_a_child_process_without_a_descriptor_for_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for all the same, and its status is known."""
+
+    def pidfd_open(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    async with site.server(Raising, "fork") as server:
+        for sent, count in ((b"nowhere nothing", 0), (b"handle ValueError", 1)):
+            async with await site.connect(server) as client:
+                await client.send(sent)
+                assert await receive_all(client) == SAID["handle"]
+            await wait_until(lambda: not server.connections)
+            assert server.statistics().closed.get(CloseReason.HANDLER_ERROR, 0) == count
+        assert not child_processes()
+    (error,) = site.errors
+    assert "status 1" in str(error)
 
 
 @pytest.mark.parametrize("how", ["pool:1", "a ThreadPool", "of concurrent.futures"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
+import logging
 import os
 import re
 import signal
@@ -21,6 +22,8 @@ import pytest
 import compat
 from asyncserver import OptionError
 from compat import pool as pool_module
+from compat.engine import engine_of
+from compat.jobs import JobCounter
 from tests.compat.held import (
     NEVER,
     HeldClient,
@@ -300,6 +303,43 @@ def test_fewer_threads_while_it_serves(idle: bool, loop_name: str) -> None:
         wait_until_blocking(lambda: len(threads_of(server)) == 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "why"),
+    [
+        ("max_threads", 2, 0, "has to be a whole number, at least 1"),
+        ("max_threads", 2, "8", "has to be a whole number, at least 1"),
+        ("when_full", "wait", "drop", "has to be 'wait' or 'reject'"),
+    ],
+)
+def test_a_bad_value_while_it_serves(
+    name: str, good: object, bad: object, why: str, loop_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, once, and the last good one holds."""
+    caplog.set_level(logging.INFO, "asyncserver")
+    with pool_server(loop_name, 2, daemon_threads=True) as server, serving(server, 5 * MS):
+        setattr(server, name, good)
+        assert_served(server, 2)
+        for _ in range(2):
+            setattr(server, name, bad)
+            assert_served(server, 2)
+            setattr(server, name, good)
+            assert_served(server, 2)
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "asyncserver",
+            "ERROR",
+            f"AThreadingTCPServer: {name}={bad!r}: {why}; the server goes on with {good!r}",
+        )
+    ]
+
+
+def assert_served(server: Any, count: int) -> None:
+    """So many at a time."""
+    with held(server, count) as clients:
+        for client in clients:
+            assert client.release() == b"done"
+
+
 # --- which thread, and what it keeps ---
 
 
@@ -451,6 +491,7 @@ class FakeJob:
     """A job without a server."""
 
     daemon = True
+    thread = None
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -486,6 +527,43 @@ def test_jobs_beyond_the_bound_are_queued() -> None:
             assert job.begun.wait(PATIENCE)
             assert [each.begun.is_set() for each in jobs].count(True) == jobs.index(job) + 1
             job.go_on.set()
+        wait_for_busy(pool, 0)
+
+
+class MeetingLock:
+    """A lock; two threads of a test meet whenever they have released it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._barrier = threading.Barrier(2, timeout=PATIENCE)
+        self.meeting: list[threading.Thread] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        if threading.current_thread() in self.meeting:
+            self._barrier.wait()
+
+
+def test_two_who_start_jobs_at_the_same_time_keep_to_the_bound() -> None:
+    def start(job: FakeJob) -> None:
+        lock.meeting.append(threading.current_thread())
+        pool.start(job)
+
+    with shared_pool(1) as pool:
+        jobs = [FakeJob(), FakeJob()]
+        pool._lock = lock = MeetingLock(pool._lock)  # type: ignore[assignment]
+        for starting in [InThread("starting", start, job) for job in jobs]:
+            starting.result()
+        wait_until_blocking(lambda: any(job.begun.is_set() for job in jobs))
+        assert pool._threads == 1
+        first, second = sorted(jobs, key=lambda job: not job.begun.is_set())
+        assert not second.begun.is_set()
+        first.go_on.set()
+        assert second.begun.wait(PATIENCE)
+        second.go_on.set()
         wait_for_busy(pool, 0)
 
 
@@ -531,15 +609,26 @@ def test_jobs_put_off_may_be_taken_by_a_thread_that_has_become_free() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "2", None, True])
 def test_bad_number_of_threads(value: Any) -> None:
+    """When the pool is made, and when it is changed."""
     with pytest.raises(OptionError) as caught:
         compat.ThreadPool(value)
     assert (caught.value.option, caught.value.value) == ("max_threads", value)
+    pool = compat.ThreadPool(3)
+    with pytest.raises(OptionError) as caught:
+        pool.max_threads = value
+    assert (caught.value.option, caught.value.value) == ("max_threads", value)
+    assert pool.max_threads == 3
 
 
 def test_bad_word_for_when_full() -> None:
     with pytest.raises(OptionError) as caught:
         compat.ThreadPool(1, when_full="queue")  # type: ignore[arg-type]
     assert (caught.value.option, caught.value.value) == ("when_full", "queue")
+    pool = compat.ThreadPool(1, when_full="reject")
+    with pytest.raises(OptionError) as caught:
+        pool.when_full = "queue"  # type: ignore[assignment]
+    assert (caught.value.option, caught.value.value) == ("when_full", "queue")
+    assert (pool.when_full, pool.rejects) == ("reject", True)
 
 
 # --- what handlers raise ---
@@ -571,11 +660,68 @@ def test_a_thread_survives_what_is_no_exception(
     assert seen == ([] if isinstance(error, SystemExit) else [(error, name)] * 2)
 
 
-def test_no_thread_can_be_started(loop_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the request's error; the pool still counts right."""
+def no_thread(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["handle_error returns", "handle_error raises"])
+def test_no_thread_can_be_started_for_datagrams_that_come_together(
+    raises: bool, loop_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the error of each of them, and ``server_close()`` waits for none."""
+
+    def handle_error(server: Any, request: Any, client_address: Any) -> None:
+        failed.append(request[0])
+        if len(failed) == 3:
+            server._BaseServer__shutdown_request = True
+        if raises:
+            raise LookupError("from handle_error")
 
     def start(thread: threading.Thread) -> None:
+        no_thread(thread) if thread.name.startswith("AThreading") else real_start(thread)
+
+    failed: list[bytes] = []
+    real_start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with packet_server(loop_name, 4, handle_error=handle_error) as server, contextlib.ExitStack() as stack:
+        stack.callback(engine_of(server).jobs.forget_all)  # Or it would wait for ever when the test fails.
+        for packet in (b"1", b"2", b"3"):
+            stack.enter_context(Client(server, packet))
+        thread = InThread("serving", server.serve_forever, NEVER)
+        with pytest.raises(LookupError) if raises else contextlib.nullcontext():
+            thread.result()
+        assert failed == [b"1", b"2", b"3"]
+        InThread("closing", server.server_close).result()
+
+
+def test_a_thread_that_others_rely_on_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job has been queued for it in the meantime, and has failed as well."""
+
+    class Failing(FakeJob):
+        error: Exception | None = None
+
+        def fail(self, error: Exception) -> None:
+            self.error = error
+
+    def start(thread: threading.Thread) -> None:
+        if not later.begun.is_set():
+            later.begun.set()
+            pool.start(later)
         raise RuntimeError("can't start new thread")
+
+    later = Failing()
+    with shared_pool(1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="new thread"):
+                pool.start(FakeJob())
+        assert "new thread" in str(later.error)
+        assert pool.has_room()
+        assert "0 of 1 threads" in repr(pool)
+
+
+def test_no_thread_can_be_started(loop_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the request's error; the pool still counts right."""
 
     def handle_error(server: Any, request: Any, client_address: Any) -> None:
         failed.append(client_address)
@@ -584,7 +730,7 @@ def test_no_thread_can_be_started(loop_name: str, monkeypatch: pytest.MonkeyPatc
     with pool_server(loop_name, 1, handle_error=handle_error) as server:
         for _ in range(2):
             with HeldClient(server) as client, monkeypatch.context() as patch:
-                patch.setattr(threading.Thread, "start", start)
+                patch.setattr(threading.Thread, "start", no_thread)
                 server.handle_request()
                 assert client.rest() == b""
                 assert failed.pop() == client.name
@@ -659,6 +805,33 @@ def test_server_close_waits_as_the_attributes_say(
             assert client.release() == b"done"
             closing.result()
     wait_until_blocking(lambda: not threads_of(server))
+
+
+def test_several_may_wait_for_the_last_request() -> None:
+    """None of them takes the news away from another one that has only just begun to wait."""
+
+    class Jobs(set[Any]):
+        def __bool__(self) -> bool:
+            found = len(self) > 0
+            if threading.current_thread().name == "late":
+                looked.set()
+                go_on.wait(PATIENCE)
+            return found
+
+    looked, go_on = threading.Event(), threading.Event()
+    counter = JobCounter()
+    job: Any = FakeJob()
+    counter._jobs = Jobs()
+    counter.add(job)
+    early = InThread("early", counter.wait)
+    wait_until_blocked(early)
+    late = InThread("late", counter.wait)
+    assert looked.wait(PATIENCE)
+    ending = InThread("ending", counter.discard, job)
+    early.join(50 * MS)
+    go_on.set()
+    for thread in (ending, early, late):
+        thread.result()
 
 
 def test_server_close_waits_for_those_in_the_pool_of_the_program(loop_name: str) -> None:
