@@ -18,9 +18,11 @@ __all__ = [
     "MAX_UNIX_PATH_BYTES",
     "check_backlog",
     "check_descriptor",
+    "check_dual_stack",
     "check_flag",
     "check_host",
     "check_mode",
+    "check_nothing_about_a_file",
     "check_owner",
     "check_port",
     "check_systemd_name",
@@ -187,6 +189,27 @@ def check_flag(option: str, value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise AddressError(option, value, "must be True or False")
+
+
+def check_dual_stack(dual_stack: object, host: str) -> bool | None:
+    """Whether one IPv6 socket takes IPv4 too; ``host`` (in normal form) must stand for all of IPv6 then."""
+    checked = check_flag("option dual_stack", dual_stack)
+    if checked is not None and not _stands_for_all_of_ipv6(host):
+        raise AddressError("option dual_stack", checked, f"makes sense for [::] only, not for {host}")
+    return checked
+
+
+def _stands_for_all_of_ipv6(host: str) -> bool:
+    if ":" not in host:
+        return not host
+    return "%" not in host and ipaddress.IPv6Address(host).is_unspecified
+
+
+def check_nothing_about_a_file(mode: int | None, user: str | int | None, group: str | int | None) -> None:
+    """For abstract names: nothing may be said about a file."""
+    for option, value in (("mode", mode), ("user", user), ("group", group)):
+        if value is not None:
+            raise AddressError(f"option {option}", value, "an abstract name has no file to apply it to")
 
 
 def check_backlog(backlog: object) -> int | None:

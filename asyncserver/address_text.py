@@ -22,7 +22,8 @@ __all__ = [
     "split_host_and_port",
 ]
 
-_SCHEMES = "tcp, unix, fd, systemd, or one of them after tls+"
+_SCHEMES = "tcp, unix, udp, unixgram, fd, systemd, or a scheme of streams after tls+"
+_DATAGRAM_SCHEMES = ("udp", "unixgram")
 
 
 class AddressText(NamedTuple):
@@ -98,11 +99,12 @@ def _split_scheme(text: str) -> tuple[str, bool, str]:
     scheme, colon, rest = text.partition(":")
     lowered = scheme.lower()
     transport = lowered.removeprefix("tls+")
-    if colon and transport in _OPTIONS:
-        return transport, lowered.startswith("tls+"), rest
-    if colon and transport in ("udp", "unixgram", "unix-dgram"):
-        raise AddressError("scheme", scheme, "is a datagram address, and a stream address is needed here")
-    raise _no_scheme(text, scheme if colon else "")
+    if not colon or transport not in _OPTIONS:
+        raise _no_scheme(text, scheme if colon else "")
+    tls = lowered.startswith("tls+")
+    if tls and transport in _DATAGRAM_SCHEMES:
+        raise AddressError("scheme", scheme, f"datagrams have no TLS here; write {transport}:")
+    return transport, tls, rest
 
 
 def _no_scheme(text: str, scheme: str) -> AddressError:
@@ -117,6 +119,8 @@ def _no_scheme(text: str, scheme: str) -> AddressError:
         return AddressError("scheme", "", f"is missing; did you mean unix://{text}?")
     if scheme.lower() in ("tls", "ssl"):
         return AddressError("scheme", scheme, "is not a transport; did you mean tls+tcp://?")
+    if scheme.lower() in ("unix-dgram", "unixdgram"):
+        return AddressError("scheme", scheme, "is not a transport; did you mean unixgram:?")
     return AddressError("scheme", scheme, f"must be {_SCHEMES}")
 
 
@@ -154,6 +158,8 @@ def _parse_text(part: str, text: str) -> str:
 _OPTIONS: dict[str, dict[str, Callable[[str, str], object]]] = {
     "tcp": {"dual_stack": _parse_flag, "reuse_port": _parse_flag, "backlog": parse_number},
     "unix": {"mode": _parse_mode, "user": _parse_text, "group": _parse_text, "backlog": parse_number},
+    "udp": {"dual_stack": _parse_flag, "reuse_port": _parse_flag},
+    "unixgram": {"mode": _parse_mode, "user": _parse_text, "group": _parse_text},
     "fd": {},
     "systemd": {},
 }

@@ -12,8 +12,12 @@
 ``unix:@app``                         a name in Linux's abstract namespace
 ``fd://3``                            a descriptor that this process has inherited or opened
 ``systemd:http``                      sockets that systemd passed under this name (``systemd:``: all)
-``tls+tcp://:9999``                   any of them with TLS: ``tls+tcp``, ``tls+unix``, ...
+``tls+tcp://:9999``                   streams with TLS: ``tls+tcp``, ``tls+unix``, ``tls+fd``, ...
+``udp://:9999``                       datagrams; hosts are written as for ``tcp``
+``unixgram:///run/app.sock``          datagrams; paths and names are written as for ``unix``
 ====================================  ==================================================================
+
+``fd`` and ``systemd`` stand for streams or datagrams, by the server that they are given to.
 
 Everything that is special in its place is escaped with ``%XX``. The objects and the string form
 obey the same rules, and ``parse_address(str(address)) == address`` for every address.
@@ -21,7 +25,6 @@ obey the same rules, and ``parse_address(str(address)) == address`` for every ad
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias
@@ -34,19 +37,26 @@ from asyncserver.address_text import (
     split_address,
     split_host_and_port,
 )
+from asyncserver.datagram_addresses import UDPAddress, UnixDatagramAddress
 from asyncserver.endpoints import Endpoint, IPEndpoint, UnixEndpoint
 from asyncserver.errors import AddressError
 
 __all__ = [
     "Address",
+    "DatagramAddress",
     "Endpoint",
     "FDAddress",
     "IPEndpoint",
+    "StreamAddress",
     "SystemdAddress",
     "TCPAddress",
+    "UDPAddress",
     "UnixAddress",
+    "UnixDatagramAddress",
     "UnixEndpoint",
+    "datagram_address",
     "parse_address",
+    "stream_address",
 ]
 
 
@@ -80,21 +90,13 @@ class TCPAddress:
         object.__setattr__(self, "host", rules.check_host(self.host))
         rules.check_port(self.port)
         _check_tls(self.tls)
-        if rules.check_flag("option dual_stack", self.dual_stack) is not None and not self._can_be_dual():
-            raise AddressError(
-                "option dual_stack", self.dual_stack, f"makes sense for [::] only, not for {self.host}"
-            )
+        rules.check_dual_stack(self.dual_stack, self.host)
         rules.check_flag("option reuse_port", self.reuse_port)
         rules.check_backlog(self.backlog)
 
     def __str__(self) -> str:
         options = {"dual_stack": self.dual_stack, "reuse_port": self.reuse_port, "backlog": self.backlog}
         return format_address("tcp", self.tls, f"//{bracketed(self.host)}:{self.port}", options)
-
-    def _can_be_dual(self) -> bool:
-        if ":" not in self.host:
-            return not self.host
-        return "%" not in self.host and ipaddress.IPv6Address(self.host).is_unspecified
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class UnixAddress:
         object.__setattr__(self, "group", rules.check_owner("group", self.group))
         rules.check_backlog(self.backlog)
         if self.is_abstract:
-            self._check_nothing_about_a_file()
+            rules.check_nothing_about_a_file(self.mode, self.user, self.group)
 
     def __str__(self) -> str:
         mode = None if self.mode is None else f"{self.mode:03o}"
@@ -149,16 +151,11 @@ class UnixAddress:
         """Whether this is a name in Linux's abstract namespace, without a file."""
         return self.path.startswith("@")
 
-    def _check_nothing_about_a_file(self) -> None:
-        for option in ("mode", "user", "group"):
-            value = getattr(self, option)
-            if value is not None:
-                raise AddressError(f"option {option}", value, "an abstract name has no file to apply it to")
-
 
 @dataclass(frozen=True, slots=True)
 class FDAddress:
-    """An open descriptor of a stream socket that is bound, or listening already.
+    """An open descriptor of a socket that is bound: for a ``DatagramServer`` a datagram socket, else a stream
+    socket, which may be listening already.
 
     The server that adopts it closes it; a start that fails leaves it open. A Unix socket's path is
     never unlinked, since somebody else made it.
@@ -198,7 +195,13 @@ class SystemdAddress:
         return format_address("systemd", self.tls, rules.percent_encode(self.name, ""))
 
 
-Address: TypeAlias = TCPAddress | UnixAddress | FDAddress | SystemdAddress
+StreamAddress: TypeAlias = TCPAddress | UnixAddress | FDAddress | SystemdAddress
+"""What a ``Server`` listens on."""
+
+DatagramAddress: TypeAlias = UDPAddress | UnixDatagramAddress | FDAddress | SystemdAddress
+"""What a ``DatagramServer`` receives on."""
+
+Address: TypeAlias = StreamAddress | UDPAddress | UnixDatagramAddress
 
 
 def parse_address(text: str | Address) -> Address:
@@ -206,7 +209,7 @@ def parse_address(text: str | Address) -> Address:
 
     Raises ``AddressError``, which names the part and its value.
     """
-    if isinstance(text, TCPAddress | UnixAddress | FDAddress | SystemdAddress):
+    if isinstance(text, Address):
         return text
     # The annotation is no proof: this is where values from configuration files come in.
     if not isinstance(text, str):
@@ -215,29 +218,66 @@ def parse_address(text: str | Address) -> Address:
     return _BUILDERS[parts.transport](parts.body, parts.tls, parts.options)
 
 
+def stream_address(address: str | Address) -> StreamAddress:
+    """``parse_address`` for servers of streams: raises ``AddressError`` for the address of datagrams."""
+    parsed = parse_address(address)
+    if isinstance(parsed, UDPAddress | UnixDatagramAddress):
+        raise AddressError("scheme", _scheme(parsed), "is a datagram address: serve it with DatagramServer")
+    return parsed
+
+
+def datagram_address(address: str | Address) -> DatagramAddress:
+    """``parse_address`` for servers of datagrams: raises ``AddressError`` for streams, and for TLS."""
+    parsed = parse_address(address)
+    if isinstance(parsed, TCPAddress | UnixAddress):
+        raise AddressError("scheme", _scheme(parsed), "is a stream address: serve it with Server")
+    if isinstance(parsed, FDAddress | SystemdAddress) and parsed.tls:
+        raise AddressError("scheme", _scheme(parsed), "datagrams have no TLS here")
+    return parsed
+
+
+def _scheme(address: Address) -> str:
+    return str(address).partition(":")[0]
+
+
 def _check_tls(tls: object) -> None:
     if rules.check_flag("tls", tls) is None:
         raise AddressError("tls", tls, "must be True or False")
 
 
 def _tcp(body: str, tls: bool, options: dict[str, Any]) -> TCPAddress:
+    return TCPAddress(*_host_and_port("tcp", body), tls=tls, **options)
+
+
+def _udp(body: str, _tls: bool, options: dict[str, Any]) -> UDPAddress:
+    return UDPAddress(*_host_and_port("udp", body), **options)
+
+
+def _host_and_port(transport: str, body: str) -> tuple[str, int]:
     if not body.startswith("//"):
-        raise AddressError("host", body, "must stand after two slashes, as in tcp://127.0.0.1:9999")
+        raise AddressError("host", body, f"must stand after two slashes, as in {transport}://127.0.0.1:9999")
     authority, slash, path = body[2:].partition("/")
     if slash:
-        raise AddressError("path", slash + path, "a TCP address has none")
+        raise AddressError("path", slash + path, f"a {transport.upper()} address has none")
     host, port = split_host_and_port(authority)
-    return TCPAddress(host, parse_number("port", port), tls=tls, **options)
+    return host, parse_number("port", port)
 
 
 def _unix(body: str, tls: bool, options: dict[str, Any]) -> UnixAddress:
+    return UnixAddress(_path("unix", body), tls=tls, **options)
+
+
+def _unixgram(body: str, _tls: bool, options: dict[str, Any]) -> UnixDatagramAddress:
+    return UnixDatagramAddress(_path("unixgram", body), **options)
+
+
+def _path(transport: str, body: str) -> str:
     if body.startswith("//"):
         if not body.startswith("///"):
-            raise AddressError(
-                "path", body, "write unix:///run/app.sock, or unix:app.sock for a relative path or @name"
-            )
+            right = f"write {transport}:///run/app.sock, or {transport}:app.sock for a relative path or @name"
+            raise AddressError("path", body, right)
         body = body[2:]
-    return UnixAddress(rules.percent_decode("path", body), tls=tls, **options)
+    return rules.percent_decode("path", body)
 
 
 def _fd(body: str, tls: bool, options: dict[str, Any]) -> FDAddress:
@@ -255,6 +295,8 @@ def _systemd(body: str, tls: bool, options: dict[str, Any]) -> SystemdAddress:
 _BUILDERS: dict[str, Callable[[str, bool, dict[str, Any]], Address]] = {
     "tcp": _tcp,
     "unix": _unix,
+    "udp": _udp,
+    "unixgram": _unixgram,
     "fd": _fd,
     "systemd": _systemd,
 }

@@ -8,7 +8,7 @@ from typing import cast
 from anyio import BrokenResourceError, ClosedResourceError, DelimiterNotFound, EndOfStream, IncompleteRead
 
 from asyncserver.channel import Channel
-from asyncserver.errors import ConnectionTimeoutError, TLSUpgradeError
+from asyncserver.errors import ConnectionTimeoutError, FramingError, TLSUpgradeError
 from asyncserver.states import CloseReason
 
 __all__ = ["blame", "follows_from_the_end"]
@@ -30,7 +30,7 @@ def blame(exc: BaseException, channel: Channel) -> CloseReason | None:
         return CloseReason.HANDSHAKE_FAILED if channel.closed else None
     if isinstance(exc, BrokenResourceError) and channel.broken:
         return CloseReason.RESET
-    if isinstance(exc, DelimiterNotFound) and channel.overrun:
+    if (isinstance(exc, DelimiterNotFound) and channel.overrun) or isinstance(exc, FramingError):
         return CloseReason.PROTOCOL_ERROR
     if isinstance(exc, ConnectionTimeoutError):
         return _OF_DEADLINES.get(exc.deadline)

@@ -8,20 +8,21 @@ from collections.abc import Iterable, Sequence
 import click
 
 from asyncserver import (
+    BindError,
     ConfigurationError,
+    DatagramOptions,
     SocketOptions,
+    StartError,
     TLSConfig,
     TLSConfigurationError,
     __version__,
 )
 from asyncserver.cli_compat import compat_command
-from asyncserver.cli_options import (
-    ENVIRONMENT_PREFIX,
-    GROUPS,
-    all_options,
-)
+from asyncserver.cli_configuration import in_terms_of_flags, origin
+from asyncserver.cli_groups import GROUPS, all_options
+from asyncserver.cli_options import ENVIRONMENT_PREFIX
 from asyncserver.cli_process import Plan, end_on_stop_signals, run_plan
-from asyncserver.cli_serve import in_terms_of_flags, origin, prepare
+from asyncserver.cli_serve import prepare
 from asyncserver.cli_values import address
 from asyncserver.loading import TargetImportError
 
@@ -31,11 +32,12 @@ PROGRAM = "asyncserver"
 FAILED, USAGE = 1, 2
 
 _DESCRIPTION = """\
-Serve TCP, TLS and Unix-socket connections until SIGTERM or SIGINT.
+Serve streams (TCP, TLS, Unix sockets) and datagrams (UDP, Unix sockets) until SIGTERM or SIGINT.
 
 HANDLER is a module or a file, and a name in it: "package.module:name" or "path/to/file.py:name". The name
-is that of an `async def` function that takes the stream, of a StreamHandler class, or of a Server; a Server
-has its own addresses and options.
+is that of an `async def` function that takes the stream, or the datagram; of a StreamHandler or
+DatagramHandler class; of a function marked with @sessions; of a Responder, which can serve streams and
+datagrams in one command; or of a Server or DatagramServer, which has its own addresses and options.
 
 ADDRESS is where to listen, as often as needed; separated by spaces in ASYNCSERVER_ADDRESSES.
 """
@@ -44,14 +46,18 @@ _ADDRESSES = (
     ("tcp://127.0.0.1:9999", "one IPv4 address; tcp://[::1]:9999 an IPv6 one; port 0: a free port"),
     ("tcp://:9999", "every interface, IPv4 and IPv6"),
     ("unix:///run/app.sock?mode=660", "a Unix socket; unix:@name is an abstract one"),
-    ("fd://3, systemd:name", "a socket that was inherited, or that systemd has passed"),
-    ("tls+tcp://:9999", "any of them with TLS; needs --tls-cert"),
+    ("tls+tcp://:9999", "streams with TLS; needs --tls-cert"),
+    ("udp://:9999", "datagrams; hosts are written as for tcp"),
+    ("unixgram:///run/app.sock", "datagrams; paths and names are written as for unix"),
+    ("fd://3, systemd:name", "a socket that was inherited, or that systemd has passed, of either kind"),
 )
 
 _EXAMPLES = (
     "asyncserver serve echo.py:echo tcp://127.0.0.1:9999",
     "asyncserver serve app:handler tls+tcp://:8443 --tls-cert chain.pem --tls-key key.pem",
     "asyncserver serve app:handler unix:///run/app.sock?mode=660 --idle-timeout 2m",
+    "asyncserver serve beacons.py:Beacon udp://:5000 --join 239.1.2.3%eth0 --order peer",
+    "asyncserver serve names.py:responder udp://:53 tcp://:53",
     "ASYNCSERVER_ADDRESSES='tcp://:7000 unix:app.sock' asyncserver serve app:handler",
 )
 
@@ -130,9 +136,17 @@ def _run(plan: Plan) -> int:
     except ConfigurationError as error:
         # What only the start can judge: a certificate, a platform without SO_REUSEPORT, a missing uvloop.
         is_tls = isinstance(error, TLSConfigurationError)
-        owner = TLSConfig if is_tls else SocketOptions
-        _say(in_terms_of_flags(str(error), owner) if plan.made_from_options else str(error))
+        owners = [TLSConfig] if is_tls else [SocketOptions, DatagramOptions]
+        _say(in_terms_of_flags(str(error), *owners) if plan.made_from_options else str(error))
         return FAILED if is_tls else USAGE
+    except BindError as error:
+        # The address is not a message: it may have a reuse_port of its own.
+        reason = in_terms_of_flags(error.reason, DatagramOptions) if plan.made_from_options else error.reason
+        _say(str(BindError(error.address, reason)))
+        return FAILED
+    except StartError as error:
+        _say(str(error))
+        return FAILED
 
 
 def _say(message: str) -> None:
@@ -182,7 +196,7 @@ _serve = ServeCommand(
         *all_options(),
     ],
     callback=click.pass_context(prepare),
-    short_help="Serve connections until SIGTERM or SIGINT.",
+    short_help="Serve streams and datagrams until SIGTERM or SIGINT.",
     context_settings={"max_content_width": 100},
 )
 
@@ -199,6 +213,6 @@ _commands = click.Group(
             help="Show the version and exit.",
         )
     ],
-    help="Run servers for TCP, TLS and Unix sockets.",
+    help="Run servers for TCP, TLS, UDP and Unix sockets.",
     no_args_is_help=True,
 )

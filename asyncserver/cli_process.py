@@ -7,24 +7,29 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from asyncserver import (
     Address,
     ConnectionLogFilter,
+    DatagramServer,
     LifespanError,
     Server,
-    StartError,
     TCPAddress,
+    UDPAddress,
     UnixAddress,
+    UnixDatagramAddress,
     run_server,
 )
 from asyncserver.loading import user_traceback
 
-__all__ = ["Plan", "end_on_stop_signals", "run_plan"]
+__all__ = ["AnyServer", "Plan", "end_on_stop_signals", "run_plan"]
+
+AnyServer: TypeAlias = Server | DatagramServer
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -36,42 +41,39 @@ _REACHABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 class Plan:
     """What a command line has asked for."""
 
-    server: Server
+    servers: tuple[AnyServer, ...]
     running: dict[str, Any]
     """Keyword arguments of ``run_server``."""
     hint: str | None
     log_level: str | None
     made_from_options: bool = True
-    """Whether the server's options are those of the command line, and not its module's."""
+    """Whether the servers' options are those of the command line, and not their module's."""
 
 
 def run_plan(plan: Plan) -> int:
-    """Serve until the end; returns the exit status, unless a signal ends the process."""
+    """Serve until the end; returns the exit status, unless a signal ends the process.
+
+    Raises ``ConfigurationError`` and ``StartError``, but says itself what a lifespan has raised.
+    """
     configure_logging(plan.log_level)
     try:
-        run_server(plan.server, on_ready=lambda server: announce(server, plan.hint), **plan.running)
+        run_server(*plan.servers, on_ready=lambda *servers: announce(servers, plan.hint), **plan.running)
     except LifespanError as error:
-        _say(f"{error}\n{user_traceback(error.__cause__ or error)}")
-        return 1
-    except StartError as error:
-        _say(str(error))
+        sys.stderr.write(f"asyncserver: {error}\n{user_traceback(error.__cause__ or error)}\n")
         return 1
     return 0
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(f"asyncserver: {message}\n")
 
 
 # --- the line that says where it listens ---
 
 
-def announce(server: Server, hint: str | None) -> None:
-    """Print the one line that says that connections are accepted now, and where."""
+def announce(servers: Iterable[AnyServer], hint: str | None) -> None:
+    """Print the one line that says that connections and datagrams are accepted now, and where."""
     loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    line = f"Listening on {', '.join(map(str, server.addresses))} ({loop})"
+    addresses = [address for server in servers for address in server.addresses]
+    line = f"Listening on {', '.join(map(str, addresses))} ({loop})"
     if hint:
-        line += f" - {_filled_in(hint, server.addresses[0])}"
+        line += f" - {_filled_in(hint, addresses[0])}"
     # It is not worth ending for that nobody reads it.
     with suppress(OSError, ValueError):
         sys.stdout.write(f"{line}\n")
@@ -80,9 +82,9 @@ def announce(server: Server, hint: str | None) -> None:
 
 def _filled_in(hint: str, address: Address) -> str:
     parts = {"address": str(address)}
-    if isinstance(address, TCPAddress):
+    if isinstance(address, TCPAddress | UDPAddress):
         parts |= {"host": _REACHABLE.get(address.host, address.host), "port": str(address.port)}
-    elif isinstance(address, UnixAddress):
+    elif isinstance(address, UnixAddress | UnixDatagramAddress):
         parts["path"] = address.path
     for name, value in parts.items():
         hint = hint.replace(f"{{{name}}}", value)

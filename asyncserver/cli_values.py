@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import click
 
-from asyncserver import Address, AddressError, parse_address
+from asyncserver import Address, AddressError, MulticastGroup, OptionError, parse_address
 
 __all__ = [
     "OFF",
@@ -18,6 +18,8 @@ __all__ = [
     "address",
     "count",
     "duration",
+    "interface",
+    "multicast_group",
     "number",
     "shown_duration",
     "shown_value",
@@ -117,6 +119,19 @@ def address(text: str) -> Address:
         return parse_address(text)
     except AddressError as error:
         raise click.BadParameter(f"{text!r}: {error}") from None
+
+
+def multicast_group(text: str) -> MulticastGroup:
+    """A group to join, with its interface."""
+    try:
+        return MulticastGroup.parse(text)
+    except OptionError as error:
+        raise click.BadParameter(f"{text!r}: {error.option} {error.value!r}: {error.reason}") from None
+
+
+def interface(text: str) -> OrOff[str]:
+    """A network interface, or none."""
+    return _off_or(text, str)
 
 
 def shown_duration(seconds: float) -> str:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
-from asyncserver.hub import Hub
+from asyncserver.connections import Connections
 from asyncserver.states import CloseReason
 from asyncserver.statistics import DrainReport
 
 __all__ = ["drain_connections"]
 
 
+class ConnectionHub(Protocol):
+    """What a drain needs from the hub of the connections."""
+
+    loop: asyncio.AbstractEventLoop
+    connections: Connections
+
+    @property
+    def closed_by_reason(self) -> Counter[CloseReason]: ...
+    def stop_accepting(self) -> None: ...
+    def tell_all_to_end(self, reason: CloseReason) -> None: ...
+    def cancel_all(self) -> None: ...
+
+
 async def drain_connections(
-    hub: Hub, timeout: float | None, release: Callable[[], Awaitable[None]] | None
+    hub: ConnectionHub, timeout: float | None, release: Callable[[], Awaitable[None]] | None
 ) -> DrainReport:
     """Accept no more, then end all connections: tell, wait ``timeout`` seconds, cancel, abort.
 
@@ -45,7 +60,7 @@ async def drain_connections(
     )
 
 
-async def _wait_empty(hub: Hub, timeout: float | None) -> None:
+async def _wait_empty(hub: ConnectionHub, timeout: float | None) -> None:
     try:
         async with asyncio.timeout(timeout):
             await hub.connections.wait_empty()

@@ -12,7 +12,13 @@
     |   `-- LifespanError                       the lifespan context manager failed to start
     |-- ServerStateError (RuntimeError)         a call that does not fit the server's state
     |-- ConnectionTimeoutError (TimeoutError)   a peer or a handler overran one of its deadlines
-    `-- TLSUpgradeError                         a peer's part in STARTTLS went wrong
+    |-- TLSUpgradeError                         a peer's part in STARTTLS went wrong
+    |-- FramingError                            a peer has sent what is no frame, or too long a one
+    `-- DatagramError                           a packet cannot be sent
+        |-- PacketTooLargeError (ValueError)    ... because of its size
+        |-- UnboundPeerError                    ... because the peer has no name to send to
+        |-- PeerUnreachableError (OSError)      ... because nobody is there, by all that is known
+        `-- SendTimeoutError (TimeoutError)     ... because there was no room for it for too long
 
 A peer that goes away, sends too much or stops in the middle of a message is told to handlers in
 anyio's vocabulary (``EndOfStream``, ``BrokenResourceError``, ``ClosedResourceError``,
@@ -30,12 +36,18 @@ __all__ = [
     "BindError",
     "ConfigurationError",
     "ConnectionTimeoutError",
+    "DatagramError",
+    "FramingError",
     "LifespanError",
     "OptionError",
+    "PacketTooLargeError",
+    "PeerUnreachableError",
+    "SendTimeoutError",
     "ServerStateError",
     "StartError",
     "TLSConfigurationError",
     "TLSUpgradeError",
+    "UnboundPeerError",
 ]
 
 
@@ -127,3 +139,66 @@ class ConnectionTimeoutError(AsyncServerError, TimeoutError):
 
 class TLSUpgradeError(AsyncServerError, BrokenResourceError):
     """``start_tls`` failed: the handshake did, or plain text had been sent beyond the command."""
+
+
+class FramingError(AsyncServerError):
+    """A peer has sent what is no frame, or one that is too long. Raised by ``Framing.read()``.
+
+    A handler need not catch it: it ends the connection, as ``CloseReason.PROTOCOL_ERROR``.
+    """
+
+
+class DatagramError(AsyncServerError):
+    """A packet cannot be sent. What gets lost in the network raises nothing: there, nobody knows."""
+
+
+class PacketTooLargeError(DatagramError, ValueError):
+    """More bytes than fit in a packet, here or on the way; ``limit`` is the most, or None if not known."""
+
+    def __init__(self, size: int, limit: int | None) -> None:
+        at_most = "the kernel takes" if limit is None else f"{limit} that fit in a packet"
+        super().__init__(f"{size} bytes are more than {at_most}")
+        self.size = size
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type[PacketTooLargeError], tuple[int, int | None]]:
+        return type(self), (self.size, self.limit)
+
+
+class UnboundPeerError(DatagramError):
+    """A Unix peer that has not bound its socket to a name cannot be answered."""
+
+    def __init__(self) -> None:
+        super().__init__("the peer has not bound its socket to a name, so nothing can be sent to it")
+
+    def __reduce__(self) -> tuple[type[UnboundPeerError], tuple[()]]:
+        return type(self), ()
+
+
+class PeerUnreachableError(DatagramError, OSError):
+    """The peer's host or a router said that nobody can be reached there; or a Unix peer's socket is gone.
+
+    ``peer`` is the peer as text, ``errno`` says what it was (``ECONNREFUSED``: nobody listens).
+    """
+
+    def __init__(self, peer: str, errno: int, reason: str) -> None:
+        super().__init__(errno, f"{peer} cannot be reached: {reason}")
+        self.peer = peer
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.peer} cannot be reached: {self.reason}"
+
+    def __reduce__(self) -> tuple[type[PeerUnreachableError], tuple[str, int | None, str]]:
+        return type(self), (self.peer, self.errno, self.reason)
+
+
+class SendTimeoutError(DatagramError, TimeoutError):
+    """There was no room for a packet within ``DatagramTimeouts.send``, which are the ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no room for the packet within {seconds:g} s")
+        self.seconds = seconds
+
+    def __reduce__(self) -> tuple[type[SendTimeoutError], tuple[float]]:
+        return type(self), (self.seconds,)

@@ -12,7 +12,16 @@ from asyncserver.endpoints import Endpoint
 from asyncserver.errors import OptionError
 from asyncserver.stream import Stream
 
-__all__ = ["Handler", "StreamHandler", "Verify", "as_handler", "as_verify"]
+__all__ = [
+    "Handler",
+    "StreamHandler",
+    "Verify",
+    "as_handler",
+    "as_verify",
+    "check_methods",
+    "check_takes_one",
+    "is_async",
+]
 
 
 class StreamHandler:
@@ -66,13 +75,13 @@ def as_handler(handler: Handler) -> Callable[[Stream], Coroutine[Any, Any, objec
     if isinstance(handler, type):
         if not issubclass(handler, StreamHandler):
             raise OptionError("handler", given, "a handler class has to extend asyncserver.StreamHandler")
-        _check_methods(handler)
+        check_methods(handler, StreamHandler)
         return _runner_of(handler)
     if not callable(handler):
         raise OptionError("handler", handler, "has to be an async function or a StreamHandler class")
-    if not _is_async(handler):
+    if not is_async(handler):
         raise OptionError("handler", handler, "is not async: write `async def` (it takes the stream)")
-    _check_takes_one(handler)
+    check_takes_one(handler, "stream")
     return handler  # type: ignore[return-value]
 
 
@@ -104,7 +113,8 @@ def _runner_of(handler: type[StreamHandler]) -> Callable[[Stream], Coroutine[Any
     return run
 
 
-def _is_async(handler: Any) -> bool:
+def is_async(handler: Any) -> bool:
+    """Whether calling it gives a coroutine."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
@@ -112,15 +122,17 @@ def _is_async(handler: Any) -> bool:
     )
 
 
-def _check_methods(handler: type[StreamHandler]) -> None:
-    if handler.handle is StreamHandler.handle:
+def check_methods(handler: Any, base: Any) -> None:
+    """Raise ``OptionError`` unless the class extends ``base`` with methods of the right kind."""
+    if handler.handle is base.handle:
         raise OptionError("handler", handler, "has no `async def handle(self)`")
     for name in ("setup", "handle", "finish"):
         if not inspect.iscoroutinefunction(getattr(handler, name)):
             raise OptionError("handler", handler, f"{name} is not async: write `async def {name}(self)`")
 
 
-def _check_takes_one(handler: Callable[..., Any]) -> None:
+def check_takes_one(handler: Callable[..., Any], what: str) -> None:
+    """Raise ``OptionError`` unless it can be called with one argument, ``what``."""
     try:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):
@@ -129,5 +141,5 @@ def _check_takes_one(handler: Callable[..., Any]) -> None:
         signature.bind(object())
     except TypeError:
         raise OptionError(
-            "handler", handler, f"has to take one argument, the stream; it takes {signature}"
+            "handler", handler, f"has to take one argument, the {what}; it takes {signature}"
         ) from None

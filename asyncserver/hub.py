@@ -9,7 +9,7 @@ import math
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import MappingProxyType
 from typing import Any
 
@@ -20,12 +20,13 @@ from asyncserver.channel import keep_memory
 from asyncserver.connection import Connection
 from asyncserver.connections import Connections
 from asyncserver.deadlines import DeadlineWheel
+from asyncserver.draining import drain_connections
 from asyncserver.errors import ServerStateError
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.poller import open_poller
 from asyncserver.states import CloseReason
-from asyncserver.statistics import ServerStatistics
+from asyncserver.statistics import DrainReport, ServerStatistics
 from asyncserver.stream import Stream
 from asyncserver.stream_settings import StreamSettings
 from asyncserver.tls import ReloadableContext
@@ -137,6 +138,21 @@ class Hub:
         """Cancel all handlers; ``Timeouts.grace`` later their connections are reset."""
         for connection in self.connections:
             connection.cancel(CloseReason.CANCELLED)
+
+    def abort_all(self) -> None:
+        """Reset all connections, without waiting for their handlers."""
+        for connection in self.connections:
+            connection.abort()
+
+    async def drain(
+        self, timeout: float | None, release: Callable[[], Awaitable[None]] | None
+    ) -> DrainReport:
+        """Accept no more, then end all connections; see ``drain_connections``."""
+        return await drain_connections(self, timeout, release)
+
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this is the task of a connection's handler."""
+        return any(connection.runs_in(task) for connection in self.connections)
 
     def close_copies(self, keep: Stream | None) -> None:
         """In a forked child: close the sockets of the listeners and of all connections but one."""

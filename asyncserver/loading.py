@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NamedTuple, TypeVar
 
-from asyncserver import Server, StreamHandler
+from asyncserver import DatagramHandler, DatagramServer, Responder, Server, SessionHandler, StreamHandler
 
 __all__ = ["Target", "TargetError", "TargetImportError", "load_target", "split_target", "user_traceback"]
 
@@ -212,12 +212,14 @@ def _suggestions(module: ModuleType, where: str) -> str:
 def _could_serve(value: object, module: ModuleType, name: str) -> bool:
     if name.startswith("_"):
         return False
-    if isinstance(value, Server):
+    if isinstance(value, Server | DatagramServer | Responder):
         return True
+    if isinstance(value, SessionHandler):
+        value = value.function
     if getattr(value, "__module__", None) != module.__name__:
         return False
     if isinstance(value, type):
-        return issubclass(value, StreamHandler)
+        return issubclass(value, StreamHandler | DatagramHandler)
     return inspect.iscoroutinefunction(value) and _takes_one_argument(value)
 
 

@@ -84,6 +84,37 @@ class ReceivingChannel(Channel):
         self._partial = False
         return bytes(gathered)
 
+    async def peek(self, count: int) -> bytes:
+        """Wait until ``count`` bytes have come and return them, and leave them for the next receive.
+
+        Reads ahead, as ``receive_until()`` does: the receives that follow find what came together. A
+        message that was peeked into has begun: a drain waits for the rest of it, if it is received with
+        what was peeked at. Raises ``EndOfStream`` when the peer has stopped sending before the first
+        byte, and ``IncompleteRead`` when it stops before the last one.
+        """
+        if count < 1:
+            raise ValueError(f"count={count}: has to be at least 1")
+        if self._buffer:
+            await self._use_budget()
+        if len(self._buffer) - self._buffer_at < count:
+            await self._gather(count)
+        at = self._buffer_at
+        return self._buffer[at : at + count]
+
+    async def _gather(self, count: int) -> None:
+        """Have at least so many bytes in the buffer."""
+        gathered = self._take_all()
+        try:
+            while len(gathered) < count:
+                self._partial = bool(gathered)
+                gathered += await self.receive(self._settings.receive_limit)
+        except EndOfStream:
+            if gathered:
+                raise IncompleteRead from None
+            raise
+        finally:
+            self._put_back(gathered)
+
     async def receive_until(self, delimiter: bytes, max_bytes: int) -> bytes:
         """Wait until ``delimiter`` has come and return what stood before it.
 

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import socket as _socket
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from asyncserver.addresses import (
-    Address,
-    FDAddress,
-    TCPAddress,
-    UnixAddress,
-)
+from asyncserver.addresses import FDAddress, StreamAddress, TCPAddress, UnixAddress
 from asyncserver.adopted_sockets import adopt_descriptor, adopt_duplicate
-from asyncserver.errors import BindError
+from asyncserver.bound_sockets import BoundSocket, open_all
 from asyncserver.options import SocketOptions
 from asyncserver.socket_options import (
     INHERITS_OPTIONS,
@@ -35,56 +29,23 @@ __all__ = ["INHERITS_OPTIONS", "ListeningSocket", "configure_accepted", "open_li
 
 
 @dataclass(slots=True, eq=False)
-class ListeningSocket:
-    """A socket that listens, and what belongs to it. Whoever opened it calls ``release``."""
+class ListeningSocket(BoundSocket[StreamAddress]):
+    """A socket that listens, and what belongs to it. Whoever opened it calls ``release``.
 
-    socket: _socket.socket
-    """Non-blocking and listening. Its own name says nothing about a Unix socket: see ``address``."""
-
-    address: Address
-    """What it is bound to: a numeric host and the real port, or the path as it was asked for."""
-
-    requested: Address
-    """The address that asked for it; one can ask for several sockets."""
+    Connections that were accepted live on after that; those that were still waiting are reset.
+    """
 
     configure_accepted: Callable[[_socket.socket], None] | None = None
     """To be called with every socket accepted here; None where they inherit all the options."""
-
-    file: SocketFile | None = None
-    """The file to unlink at the end; None for all but Unix sockets that were opened here."""
-
-    _releasing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def tls(self) -> bool:
         """Whether its connections begin with a TLS handshake."""
         return self.requested.tls
 
-    def release(self) -> None:
-        """Unlink the path of a Unix socket if it is still ours, and close the socket.
-
-        Blocks (file operations). Can be called any number of times, from any thread. Connections that
-        were accepted live on; those that were still waiting are reset. A forked child closes its copy of
-        the socket only. An adopted descriptor is closed, and its path stays.
-        """
-        with self._releasing:
-            if self.file is not None:
-                # First, so that nobody connects to a socket that is about to close, and while the open
-                # socket keeps its inode number from being given to another file.
-                self.file.unlink()
-                self.file = None
-            self.socket.close()
-
-    def abandon(self) -> None:
-        """Undo the opening: as ``release``, but a descriptor from ``fd://`` stays open, as it was found."""
-        if isinstance(self.requested, FDAddress):
-            self.socket.detach()
-        else:
-            self.release()
-
 
 def open_listening_sockets(
-    addresses: Sequence[Address], options: SocketOptions | None = None
+    addresses: Sequence[StreamAddress], options: SocketOptions | None = None
 ) -> list[ListeningSocket]:
     """Open, bind or adopt the sockets of all ``addresses``, in their order.
 
@@ -103,29 +64,14 @@ def open_listening_sockets(
     reason and a remedy, and ``OptionError`` for an option that this platform does not have.
     """
     options = SocketOptions() if options is None else options
-    _check_descriptors_differ(addresses)
-    opened: list[ListeningSocket] = []
     with contextlib.ExitStack() as undo:
-        for address in addresses:
-            for listening in _open(address, options):
-                undo.callback(listening.abandon)
-                opened.append(listening)
+        opened = open_all(addresses, lambda address: _open(address, options), undo)
         undo.pop_all()
     return opened
 
 
-def _check_descriptors_differ(addresses: Sequence[Address]) -> None:
-    seen: set[int] = set()
-    for address in addresses:
-        if isinstance(address, FDAddress):
-            if address.fd in seen:
-                raise BindError(str(address), "the descriptor is given twice; it can have one owner only")
-            seen.add(address.fd)
-
-
-def _open(address: Address, options: SocketOptions) -> Iterable[ListeningSocket]:
-    """Yield each socket as soon as it is there, so that it is undone if a later one fails."""
-    opened: Iterable[tuple[_socket.socket, Address]]
+def _open(address: StreamAddress, options: SocketOptions) -> Iterable[ListeningSocket]:
+    opened: Iterable[tuple[_socket.socket, StreamAddress]]
     file: SocketFile | None = None
     if isinstance(address, TCPAddress | UnixAddress):
         warn_if_backlog_is_capped(address.backlog or options.backlog, str(address))
@@ -139,4 +85,5 @@ def _open(address: Address, options: SocketOptions) -> Iterable[ListeningSocket]
     else:
         opened = (adopt_duplicate(passed, address, options) for passed in systemd_descriptors(address))
     for sock, bound in opened:
-        yield ListeningSocket(sock, bound, address, accepted_configurator(sock.family, options), file)
+        configure = accepted_configurator(sock.family, options)
+        yield ListeningSocket(sock, bound, address, file, configure_accepted=configure)

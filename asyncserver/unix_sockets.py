@@ -11,11 +11,11 @@ How a path comes to be. Three ways suggest themselves:
 - *bind elsewhere, make it ready, and give it the name last*. That is what is done here.
 
 The socket is bound inside a fresh directory of mode 0700 beside the path, where nobody else can
-reach it or swap it for something. There it gets its mode and owner, and listens. Then link(2) gives it
-its real name, which is atomic and, unlike rename(2), fails with EEXIST instead of taking the path
-away from a server that came first. A hard link to a socket is as good as its first name: connect(2)
-goes by the inode. Whoever sees the path sees a socket that accepts connections, with everything in
-force.
+reach it or swap it for something. There it gets its mode and owner, and listens. Then link(2) gives it its
+real name, which is atomic and, unlike rename(2), fails with EEXIST instead of taking the path away from a
+server that came first. A hard link to a socket is as good as its first name: connect(2) goes by the
+inode. Whoever sees the path sees a socket that accepts connections, with everything in force. (For datagrams
+it is done in another way, on Linux: see ``unix_datagram_sockets``.)
 
 What it costs: getsockname(2), and so ss(8), show the name that was bound (``/run/.k3x9d1qz/app.sock``), on
 accepted sockets too. So the path of a listening socket is remembered and not asked for. A process
@@ -27,9 +27,12 @@ What stands at the path already. Only a socket that belongs to no process is rem
 kind of file. Whether it belongs to one is asked with a *datagram* socket: connect(2) gives EPROTOTYPE if a
 stream socket is bound there, be it listening yet or not and its queue full or not, and ECONNREFUSED if
 none is; the server that is there does not notice. (A stream socket's ECONNREFUSED can also mean
-"not listening yet", and on the BSDs "queue full".) Between the answer and the removal another starter
-may have done the same and put its own socket there, so both happen under a flock(2) on the
-directory, which all servers of this package take and which leaves no lock file behind.
+"not listening yet", and on the BSDs "queue full".) If a datagram socket is bound there connect
+succeeds, however full its queue is, and sends nothing, so that this server does not notice either. (Linux
+gives EPERM for one that is itself connected to somebody else, EACCES where the file's mode forbids it.)
+Between the answer and the removal another starter may have done the same and put its own socket
+there, so both happen under a flock(2) on the directory, which all servers of this package take and
+which leaves no lock file behind.
 """
 
 from __future__ import annotations
@@ -43,11 +46,12 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from asyncserver.address_rules import MAX_UNIX_PATH_BYTES
-from asyncserver.addresses import UnixAddress
+from asyncserver.addresses import UnixAddress, UnixDatagramAddress
 from asyncserver.errors import BindError
 from asyncserver.options import SocketOptions
 from asyncserver.socket_options import configure_listening
@@ -57,16 +61,37 @@ if sys.platform != "win32":
     import grp
     import pwd
 
-__all__ = ["SocketFile", "open_unix_socket"]
+__all__ = [
+    "PUBLISH_ATTEMPTS",
+    "AnyUnixAddress",
+    "Opened",
+    "SocketFile",
+    "Step",
+    "bind_aside",
+    "directory_lock",
+    "directory_reason",
+    "give_to",
+    "open_bound",
+    "open_unix_socket",
+    "plain_reason",
+    "remove_if_stale",
+    "wanted_mode",
+]
 
 logger = logging.getLogger("asyncserver")
+
+AnyUnixAddress: TypeAlias = UnixAddress | UnixDatagramAddress
+Step: TypeAlias = Callable[[socket.socket], None]
+Opened: TypeAlias = tuple[socket.socket, "SocketFile | None"]
+_BindPath: TypeAlias = Callable[[socket.socket, AnyUnixAddress, tuple[int, int], Step], "SocketFile"]
 
 # Others of us hold the lock for a few system calls; somebody who holds it longer is not one of us.
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.01
-_PUBLISH_ATTEMPTS = 10
+PUBLISH_ATTEMPTS = 10
 _NO_HARD_LINK = frozenset({errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _ON_LINUX = sys.platform.startswith("linux")
+_IN_USE = frozenset({0, errno.EPROTOTYPE, errno.EPERM} if _ON_LINUX else {0, errno.EPROTOTYPE})
 _SHORT_NAME = "s"
 _GROUP_DEFAULT_MODE = 0o660
 
@@ -108,30 +133,43 @@ class SocketFile:
             logger.warning("cannot remove the socket %s: %s", self.path, error.strerror)
 
 
-def open_unix_socket(address: UnixAddress, options: SocketOptions) -> tuple[socket.socket, SocketFile | None]:
+def open_unix_socket(address: UnixAddress, options: SocketOptions) -> Opened:
     """Open a listening, non-blocking socket; the file is None for an abstract name.
 
     Blocks (file operations, and up to 5 s for another starter). The caller closes the socket and
     unlinks the file. Raises ``BindError``; nothing is left behind then.
     """
+    return open_bound(
+        address,
+        socket.SOCK_STREAM,
+        lambda sock: configure_listening(sock, options, str(address)),
+        lambda sock: sock.listen(address.backlog or options.backlog),
+        bind_aside,
+    )
+
+
+def open_bound(
+    address: AnyUnixAddress, kind: socket.SocketKind, configure: Step, start: Step, bind_path: _BindPath
+) -> Opened:
+    """Make a socket, ``configure`` it, bind it (to a path by ``bind_path``), and ``start`` it."""
     if not hasattr(socket, "AF_UNIX"):
         raise BindError(str(address), "this platform has no Unix sockets")
     owner = _resolve_owner(address)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_UNIX, kind)
     try:
         sock.setblocking(False)
-        configure_listening(sock, options, str(address))
-        backlog = address.backlog or options.backlog
+        configure(sock)
         if address.is_abstract:
-            _open_abstract(sock, address, backlog)
+            _bind_abstract(sock, address)
+            start(sock)
             return sock, None
-        return sock, _open_path(sock, address, owner, backlog)
+        return sock, bind_path(sock, address, owner, start)
     except BaseException:
         sock.close()
         raise
 
 
-def _open_abstract(sock: socket.socket, address: UnixAddress, backlog: int) -> None:
+def _bind_abstract(sock: socket.socket, address: AnyUnixAddress) -> None:
     if not _ON_LINUX:
         raise BindError(str(address), "abstract names exist on Linux only; use a path")
     try:
@@ -139,24 +177,26 @@ def _open_abstract(sock: socket.socket, address: UnixAddress, backlog: int) -> N
     except OSError as error:
         reason = "the name is in use by another socket; find it with `ss -lxp`"
         if error.errno != errno.EADDRINUSE:
-            reason = _plain_reason(error)
+            reason = plain_reason(error)
         raise BindError(str(address), reason, error.errno) from error
-    sock.listen(backlog)
 
 
-def _open_path(sock: socket.socket, address: UnixAddress, owner: tuple[int, int], backlog: int) -> SocketFile:
+def bind_aside(
+    sock: socket.socket, address: AnyUnixAddress, owner: tuple[int, int], start: Step
+) -> SocketFile:
+    """Bind, make ready, and give it its name last; raises ``BindError``."""
     path = os.path.abspath(address.path)
     with _private_directory(address, os.path.dirname(path)) as directory:
         try:
             temporary = _bind_inside(sock, directory, os.path.basename(path), address)
             _set_mode_and_owner(temporary, address, owner)
-            sock.listen(backlog)
+            start(sock)
             made = os.lstat(temporary)
             _publish(temporary, path, address)
         except BindError:
             raise
         except OSError as error:
-            raise BindError(str(address), _plain_reason(error), error.errno) from error
+            raise BindError(str(address), plain_reason(error), error.errno) from error
     return SocketFile(path, made.st_dev, made.st_ino, os.getpid())
 
 
@@ -164,26 +204,27 @@ def _open_path(sock: socket.socket, address: UnixAddress, owner: tuple[int, int]
 
 
 @contextlib.contextmanager
-def _private_directory(address: UnixAddress, parent: str) -> Generator[str]:
+def _private_directory(address: AnyUnixAddress, parent: str) -> Generator[str]:
     try:
         directory = tempfile.TemporaryDirectory(prefix=".", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
-        raise BindError(str(address), _directory_reason(error, parent), error.errno) from error
+        raise BindError(str(address), directory_reason(error, parent), error.errno) from error
     with directory as name:
         yield name
 
 
-def _directory_reason(error: OSError, parent: str) -> str:
+def directory_reason(error: OSError, parent: str) -> str:
+    """Why nothing can be made in a directory, and what to do."""
     if error.errno == errno.ENOENT:
         return f"the directory {parent} does not exist; create it (RuntimeDirectory= in a systemd unit)"
     if error.errno == errno.ENOTDIR:
         return f"{parent} is not a directory"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"this user may not create files in the directory {parent}"
-    return _plain_reason(error)
+    return plain_reason(error)
 
 
-def _bind_inside(sock: socket.socket, directory: str, name: str, address: UnixAddress) -> str:
+def _bind_inside(sock: socket.socket, directory: str, name: str, address: AnyUnixAddress) -> str:
     """Bind inside the private directory and return the path; the name is kept for ss(8) where it fits."""
     for candidate in (name, _SHORT_NAME):
         path = os.path.join(directory, candidate)
@@ -202,25 +243,35 @@ def _bind_inside(sock: socket.socket, directory: str, name: str, address: UnixAd
     return path
 
 
-def _set_mode_and_owner(path: str, address: UnixAddress, owner: tuple[int, int]) -> None:
-    mode = address.mode
-    if mode is None and address.group is not None:
-        mode = _GROUP_DEFAULT_MODE
+def _set_mode_and_owner(path: str, address: AnyUnixAddress, owner: tuple[int, int]) -> None:
+    mode = wanted_mode(address)
     if mode is not None:
         os.chmod(path, mode)  # before chown: afterwards the file may be somebody else's
     if owner != (-1, -1):
-        try:
-            os.chown(path, *owner)
-        except PermissionError as error:
-            reason = "this user may not give the socket away; a group has to be one of the user's own"
-            raise BindError(str(address), reason, error.errno) from error
+        give_to(path, address, owner)
 
 
-def _resolve_owner(address: UnixAddress) -> tuple[int, int]:
+def wanted_mode(address: AnyUnixAddress) -> int | None:
+    """The permission bits that the address asks for; None leaves them to the umask."""
+    if address.mode is None and address.group is not None:
+        return _GROUP_DEFAULT_MODE
+    return address.mode
+
+
+def give_to(path: str, address: AnyUnixAddress, owner: tuple[int, int]) -> None:
+    """Set user and group."""
+    try:
+        os.chown(path, *owner)
+    except PermissionError as error:
+        reason = "this user may not give the socket away; a group has to be one of the user's own"
+        raise BindError(str(address), reason, error.errno) from error
+
+
+def _resolve_owner(address: AnyUnixAddress) -> tuple[int, int]:
     return _user_id(address), _group_id(address)
 
 
-def _user_id(address: UnixAddress) -> int:
+def _user_id(address: AnyUnixAddress) -> int:
     if not isinstance(address.user, str):
         return -1 if address.user is None else address.user
     try:
@@ -229,7 +280,7 @@ def _user_id(address: UnixAddress) -> int:
         raise BindError(str(address), f"there is no user {address.user!r} on this machine") from None
 
 
-def _group_id(address: UnixAddress) -> int:
+def _group_id(address: AnyUnixAddress) -> int:
     if not isinstance(address.group, str):
         return -1 if address.group is None else address.group
     try:
@@ -241,12 +292,12 @@ def _group_id(address: UnixAddress) -> int:
 # -- giving it its name ----------------------------------------------------------------------------
 
 
-def _publish(temporary: str, path: str, address: UnixAddress) -> None:
+def _publish(temporary: str, path: str, address: AnyUnixAddress) -> None:
     if _take_free_name(temporary, path):
         return
-    with _directory_lock(os.path.dirname(path), address):
-        for _ in range(_PUBLISH_ATTEMPTS):
-            _remove_if_stale(path, address)
+    with directory_lock(os.path.dirname(path), address):
+        for _ in range(PUBLISH_ATTEMPTS):
+            remove_if_stale(path, address)
             if _take_free_name(temporary, path):
                 return
     raise BindError(str(address), "other programs keep creating and removing this path", errno.EADDRINUSE)
@@ -267,7 +318,8 @@ def _take_free_name(temporary: str, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def _directory_lock(directory: str, address: UnixAddress) -> Generator[None]:
+def directory_lock(directory: str, address: AnyUnixAddress) -> Generator[None]:
+    """Keep other starters out while a path is asked about and taken; raises ``BindError`` and ``OSError``."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
@@ -284,7 +336,7 @@ def _directory_lock(directory: str, address: UnixAddress) -> Generator[None]:
         os.close(descriptor)
 
 
-def _wait_for_lock(descriptor: int, directory: str, address: UnixAddress) -> None:
+def _wait_for_lock(descriptor: int, directory: str, address: AnyUnixAddress) -> None:
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
@@ -300,7 +352,7 @@ def _wait_for_lock(descriptor: int, directory: str, address: UnixAddress) -> Non
             return
 
 
-def _remove_if_stale(path: str, address: UnixAddress) -> None:
+def remove_if_stale(path: str, address: AnyUnixAddress) -> None:
     """Remove a socket that belongs to no process; raise ``BindError`` for whatever must stay."""
     try:
         found = os.lstat(path)
@@ -313,17 +365,17 @@ def _remove_if_stale(path: str, address: UnixAddress) -> None:
     answer = _ask(path, address)
     if answer == errno.ECONNREFUSED:
         _remove_stale(path, found, address)
-    elif answer in (0, errno.EPROTOTYPE):
+    elif answer in _IN_USE:
         reason = "another server has a socket open at this path; find it with `ss -lxp`"
         raise BindError(str(address), reason, errno.EADDRINUSE)
-    elif answer in (errno.EACCES, errno.EPERM):
+    elif answer in (errno.EACCES, errno.EPERM):  # the second one outside Linux
         reason = "there is a socket at this path, and this user may not ask whether it is in use"
         raise BindError(str(address), reason, errno.EADDRINUSE)
     elif answer != errno.ENOENT:
         raise BindError(str(address), f"cannot ask the socket at this path: {os.strerror(answer)}", answer)
 
 
-def _remove_stale(path: str, asked: os.stat_result, address: UnixAddress) -> None:
+def _remove_stale(path: str, asked: os.stat_result, address: AnyUnixAddress) -> None:
     try:
         found = os.lstat(path)
         # Programs that take no lock may have replaced it; the next round asks about the new one.
@@ -336,12 +388,13 @@ def _remove_stale(path: str, asked: os.stat_result, address: UnixAddress) -> Non
         raise BindError(str(address), reason, errno.EADDRINUSE) from error
 
 
-def _ask(path: str, address: UnixAddress) -> int:
+def _ask(path: str, address: AnyUnixAddress) -> int:
     fits = len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(path if fits else address.path)
 
 
-def _plain_reason(error: OSError) -> str:
+def plain_reason(error: OSError) -> str:
+    """The system's words."""
     return os.strerror(error.errno) if error.errno else str(error)

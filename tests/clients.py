@@ -31,7 +31,6 @@ __all__ = [
     "echo",
     "ignore_cancellation",
     "local_server",
-    "started_without_watch",
 ]
 
 LOOPBACK = "tcp://127.0.0.1:0"
@@ -62,15 +61,6 @@ def local_server(handler: Any = echo, *addresses: Address | str, **options: Any)
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was logged as a warning or worse."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def started_without_watch() -> None:
-    """Let the running loop make tasks as it does in production.
-
-    The watch over leaked tasks sets a task factory, and a connection's first task starts eagerly (3.12)
-    only where there is none.
-    """
-    asyncio.get_running_loop().set_task_factory(None)
 
 
 class Client:

@@ -419,6 +419,22 @@ async def watched_loop(request: pytest.FixtureRequest) -> AsyncIterator[None]:
             _fail_for(await tasks.leaks() + blocking)
 
 
+@pytest.fixture
+def tasks_as_in_production(request: pytest.FixtureRequest) -> None:
+    """For modules, by ``pytestmark = pytest.mark.usefixtures(...)``: tasks are made as in production.
+
+    The watch over leaked tasks sets a task factory, and a connection's first task starts eagerly (3.12)
+    only where there is none. Nothing changes for the module's synchronous tests.
+    """
+    if is_async_test(request.node):
+        request.getfixturevalue("loop_without_task_factory")
+
+
+@pytest.fixture
+async def loop_without_task_factory(watched_loop: None) -> None:
+    asyncio.get_running_loop().set_task_factory(None)
+
+
 def _may_block(request: pytest.FixtureRequest) -> bool:
     marker = request.node.get_closest_marker("allow_blocking")
     if marker is None:

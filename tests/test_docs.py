@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import asyncserver
-from asyncserver import CloseReason, ConnectionState
+from asyncserver import CloseReason, ConnectionState, SessionEnd
 from tests.certificates import authority
 from tests.examples.programs import Program, program
 from tests.waiting import wait_until_blocking
@@ -245,7 +245,12 @@ def default_text(field: dataclasses.Field[Any]) -> str:
     ("page", "name"),
     [
         *(("options", name) for name in ("Limits", "Timeouts", "SocketOptions", "KeepAlive", "TLSConfig")),
+        *(
+            ("options", name)
+            for name in ("DatagramLimits", "DatagramTimeouts", "DatagramOptions", "MulticastGroup")
+        ),
         *(("addresses", name) for name in ("TCPAddress", "UnixAddress", "FDAddress", "SystemdAddress")),
+        *(("addresses", name) for name in ("UDPAddress", "UnixDatagramAddress")),
     ],
 )
 def test_every_field_and_default_is_in_its_table(page: str, name: str) -> None:
@@ -253,7 +258,10 @@ def test_every_field_and_default_is_in_its_table(page: str, name: str) -> None:
     assert [(row[0], row[1]) for row in table(f"reference/{page}.md", name)] == expected
 
 
-@pytest.mark.parametrize("name", ["ServerStatistics", "ListenerStatistics", "DrainReport"])
+@pytest.mark.parametrize(
+    "name",
+    ["ServerStatistics", "ListenerStatistics", "DrainReport", "DatagramStatistics", "EndpointStatistics"],
+)
 def test_every_statistic_is_in_its_table(name: str) -> None:
     fields = dataclasses.fields(getattr(asyncserver, name))
     assert column("reference/statistics.md", name) == [field.name for field in fields]
@@ -267,7 +275,14 @@ def test_every_argument_is_in_its_table() -> None:
     assert sorted(name.lstrip("*") for name in documented) == sorted(expected)
 
 
+def test_every_argument_of_the_datagram_server_is_in_its_table() -> None:
+    expected = list(inspect.signature(asyncserver.DatagramServer).parameters)
+    documented = column("reference/options.md", "Arguments of the datagram server")
+    assert [name.lstrip("*") for name in documented] == expected
+
+
 def test_every_state_and_reason_is_in_its_table() -> None:
+    assert column("howto/datagram-sessions.md", "Its end") == [str(end) for end in SessionEnd]
     assert column("topics/lifecycle.md", "States") == [str(state) for state in ConnectionState]
     assert column("topics/lifecycle.md", "Reasons") == [str(reason) for reason in CloseReason]
 
@@ -278,7 +293,10 @@ def test_every_public_name_is_in_the_table() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["Stream", "Server", "Connection"])
+@pytest.mark.parametrize(
+    "name",
+    ["Stream", "Server", "Connection", "DatagramServer", "Datagram", "DatagramEndpoint", "Session"],
+)
 def test_every_member_is_in_its_table(name: str) -> None:
     documented = set(column("reference/api.md", name))
     assert documented <= set(members(getattr(asyncserver, name)))
@@ -302,13 +320,47 @@ def members(cls: type) -> dict[str, str]:
 # Where what programs use is defined; a stream is made of more, which is for the server.
 MODULES = {
     "Stream": {"asyncserver.stream", "asyncserver.receiving", "asyncserver.sending", "asyncserver.lending"},
-    "Server": {"asyncserver.server"},
+    "Server": {"asyncserver.server", "asyncserver.lifecycle"},
     "Connection": {"asyncserver.connection"},
+    "DatagramServer": {"asyncserver.datagram_server", "asyncserver.lifecycle"},
+    "Datagram": {"asyncserver.datagram"},
+    "DatagramEndpoint": {"asyncserver.datagram_endpoint"},
+    "Session": {"asyncserver.session"},
 }
 
 INTERNAL = {
     "Stream": {"close_copy", "close_gently", "handshake", "wait_for_bytes"},
-    "Server": set[str](),
+    "Server": {"under_way"},
+    "DatagramServer": {"under_way"},
+    "Datagram": set[str](),
+    "DatagramEndpoint": {
+        "bound",
+        "close",
+        "local_of",
+        "number",
+        "on_readable",
+        "on_writable",
+        "packets",
+        "put",
+        "put_when_possible",
+        "receive_batch",
+        "start",
+        "stop_receiving",
+        "sweep",
+        "take_errors",
+    },
+    "Session": {
+        "close",
+        "drop_queue",
+        "end",
+        "fail",
+        "feed",
+        "is_waiting",
+        "on_handler_ended",
+        "task",
+        "tell_to_end",
+        "used_at",
+    },
     "Connection": {
         "admission_key",
         "begin_watch",

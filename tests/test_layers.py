@@ -19,16 +19,30 @@ from typing import NamedTuple
 import pytest
 
 LAYERS = (
-    ("values", "errors states addresses address_* endpoints options checks limits statistics"),
+    (
+        "values",
+        """
+        errors states addresses address_* endpoints options checks limits statistics
+        datagram_addresses datagram_options datagram_limits datagram_statistics
+        """,
+    ),
     (
         "transport",
         """
         sockets *_sockets socket_options systemd peers poller stepping
         stream stream_settings channel receiving sending closing lending tls tls_*
+        multicast datagram_socket_options ancillary packets packets_mmsg seat
         """,
     ),
-    ("roles", "listener connection ending connections deadlines admission blame hub"),
-    ("server", "server handlers loops runner signals draining"),
+    (
+        "roles",
+        """
+        listener connection ending connections deadlines admission blame hub draining
+        datagram datagram_endpoint datagram_worker datagram_queue datagram_dispatch
+        session datagram_sessions datagram_hub
+        """,
+    ),
+    ("server", "server handlers loops runner signals lifecycle responding datagram_server datagram_handlers"),
     ("tools", "cli cli_* loading __main__"),
 )
 TOOLS = len(LAYERS) - 1

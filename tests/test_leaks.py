@@ -303,3 +303,14 @@ def test_marker_needs_its_reason(project: pytest.Pytester) -> None:
     result = run(project, "@pytest.mark.allow_blocking\nasync def test_it(): pass")
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*allow_blocking takes its reason*"])
+
+
+@pytest.mark.usefixtures("tasks_as_in_production")
+async def test_watch_over_tasks_can_be_taken_away() -> None:
+    assert asyncio.get_running_loop().get_task_factory() is None
+
+
+@pytest.mark.usefixtures("tasks_as_in_production")
+def test_taking_it_away_needs_no_loop() -> None:
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()

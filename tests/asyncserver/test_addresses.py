@@ -110,9 +110,9 @@ MALFORMED: list[tuple[str, str, object, str]] = [
     ("tls://x:1", "scheme", "tls", "did you mean tls+tcp://?"),
     ("tcp+tls://x:1", "scheme", "tcp+tls", "must be tcp"),
     ("tls+://x:1", "scheme", "tls+", "must be tcp"),
-    ("udp://:53", "scheme", "udp", "datagram address"),
-    ("tls+udp://:53", "scheme", "tls+udp", "datagram address"),
-    ("unixgram:/dev/log", "scheme", "unixgram", "datagram address"),
+    ("tls+udp://:53", "scheme", "tls+udp", "datagrams have no TLS here; write udp:"),
+    ("TLS+unixgram:/dev/log", "scheme", "TLS+unixgram", "datagrams have no TLS here; write unixgram:"),
+    ("unix-dgram:/dev/log", "scheme", "unix-dgram", "did you mean unixgram:?"),
     # the whole
     (" tcp://:1", "address", " tcp://:1", "white space"),
     ("tcp://:1\n", "address", "tcp://:1\n", "white space"),

@@ -21,19 +21,10 @@ from asyncserver import (
 )
 from asyncserver import admission as admission_module
 from asyncserver.admission import Admission
-from tests.clients import Client, complaints, connect_many, echo, local_server, started_without_watch
+from tests.clients import Client, complaints, connect_many, echo, local_server
 from tests.waiting import MS, stays, wait_until, within
 
-
-@pytest.fixture(autouse=True)
-def tasks_as_in_production(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("asyncio"):
-        request.getfixturevalue("unwatched_loop")
-
-
-@pytest.fixture
-async def unwatched_loop(watched_loop: None) -> None:
-    started_without_watch()
+pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
 
 
 def close_all(clients: list[Client]) -> None:

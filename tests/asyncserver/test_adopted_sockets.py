@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from asyncserver import adopted_sockets, tcp_sockets
+from asyncserver import adopted_sockets, ip_sockets
 from asyncserver.addresses import Address, FDAddress, SystemdAddress, TCPAddress, UnixAddress
 from asyncserver.adopted_sockets import adopt_descriptor, adopt_duplicate
 from asyncserver.errors import BindError
 from asyncserver.options import KeepAlive, SocketOptions
 
 LINUX = sys.platform.startswith("linux")
-needs_ipv6 = pytest.mark.skipif(not tcp_sockets._has_ipv6(), reason="this machine has no IPv6")
+needs_ipv6 = pytest.mark.skipif(not ip_sockets.has_ipv6(), reason="this machine has no IPv6")
 
 
 @pytest.fixture

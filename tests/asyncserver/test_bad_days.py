@@ -35,20 +35,10 @@ from tests.clients import (
     echo,
     ignore_cancellation,
     local_server,
-    started_without_watch,
 )
 from tests.waiting import MS, SECOND, wait_until, within
 
-
-@pytest.fixture(autouse=True)
-def tasks_as_in_production(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("asyncio"):
-        request.getfixturevalue("unwatched_loop")
-
-
-@pytest.fixture
-async def unwatched_loop(watched_loop: None) -> None:
-    started_without_watch()
+pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
 
 
 # In a process of their own: its limits, its CPU time and its memory are what these are about.

@@ -9,32 +9,36 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import click
 import pytest
 
 from asyncserver import (
+    DatagramLimits,
+    DatagramOptions,
+    DatagramTimeouts,
     KeepAlive,
     Limits,
+    MulticastGroup,
     SocketOptions,
     Timeouts,
     TLSConfig,
     __version__,
+    cli_commands,
+    cli_serve,
     parse_address,
     run_server,
 )
-from asyncserver.cli_options import (
-    FieldOption,
-    ServeOption,
-    all_options,
-    field_documentation,
-    option_for,
-)
+from asyncserver.cli_configuration import Configuration
+from asyncserver.cli_groups import GROUPS, all_options
+from asyncserver.cli_options import FieldOption, ServeOption, field_documentation, option_for
 from asyncserver.cli_values import OFF, address, count, duration, number, shown_duration, size, text_bytes
 from tests.certificates import authority
+from tests.command_line import InProcess, commands_in_process, wrong_usage
 from tests.processes import LONG, REPOSITORY, PythonProcess, connect, run_python
 from tests.waiting import wait_until_blocking
 
@@ -383,7 +387,7 @@ def test_logging_that_the_module_has_set_up_is_left_alone(serve: Serve, director
 
 # --- usage errors: status 2, one or two lines, no traceback ---
 
-BAD_USAGE = [
+BAD_USAGE: list[tuple[list[str], str]] = [
     # the command
     ([], "Missing argument 'HANDLER'."),
     (["--idel-timeout", "3", "app:echo", ADDRESS], "No such option.*--idel-timeout"),
@@ -444,39 +448,18 @@ BAD_USAGE = [
 @pytest.mark.parametrize(
     ("arguments", "message"), BAD_USAGE, ids=[" ".join(arguments) or "nothing" for arguments, _ in BAD_USAGE]
 )
-def test_wrong_usage(
-    directory: Path, arguments: list[str], message: str, in_process: Callable[..., Any]
-) -> None:
-    status, stdout, stderr = in_process("serve", *arguments)
-    assert status == 2
-    assert stdout == ""
-    first, second = stderr.splitlines()
-    assert re.match("asyncserver: .*" + re.escape(message).replace(r"\.\*", ".*"), first), first
-    assert second == "Try 'asyncserver serve --help'."
+def test_wrong_usage(arguments: list[str], message: str, in_process: InProcess) -> None:
+    said = wrong_usage(in_process, *arguments)
+    assert re.match(".*" + re.escape(message).replace(r"\.\*", ".*"), said), said
 
 
 @pytest.fixture
 def in_process(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command that fails before it serves in this process, which is forty times as fast."""
-    from asyncserver import cli_commands
-
-    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        status = cli_commands.run_command(arguments)
-        return status, *capfd.readouterr()
-
-    before = set(sys.modules)
-    monkeypatch.chdir(directory)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(cli_commands, "end_on_stop_signals", lambda: None)
-    monkeypatch.setattr(cli_commands, "run_plan", lambda plan: pytest.fail("it would have served"))
-    yield run
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+) -> Iterator[InProcess]:
+    """Runs a command that fails before it serves."""
+    with commands_in_process(directory, monkeypatch, capfd) as run:
+        yield run
 
 
 def test_wrong_usage_in_a_process_of_its_own(run: Run) -> None:
@@ -488,7 +471,7 @@ def test_wrong_usage_in_a_process_of_its_own(run: Run) -> None:
     ]
 
 
-def test_unknown_command(in_process: Run) -> None:
+def test_unknown_command(in_process: InProcess) -> None:
     status, _, stderr = in_process("serv")
     assert status == 2
     assert stderr.startswith("asyncserver: No such command 'serv'.")
@@ -615,49 +598,51 @@ def test_environment_counts_less_than_the_command_line(serve: Serve) -> None:
     )
 
 
-def test_error_names_the_variable(in_process: Run) -> None:
+def test_error_names_the_variable(in_process: InProcess) -> None:
     _, _, stderr = in_process("serve", "app:echo", ADDRESS, ASYNCSERVER_BACKLOG="0")
     assert stderr.startswith("asyncserver: --backlog (from ASYNCSERVER_BACKLOG): 0 must be")
 
 
-def test_bad_address_in_the_environment_names_the_variable(in_process: Run) -> None:
-    _, _, stderr = in_process("serve", "app:echo", ASYNCSERVER_ADDRESSES="tcp://:1 udp://:1")
-    assert stderr.startswith("asyncserver: ADDRESS... (from ASYNCSERVER_ADDRESSES): 'udp://:1': scheme")
+def test_bad_address_in_the_environment_names_the_variable(in_process: InProcess) -> None:
+    _, _, stderr = in_process("serve", "app:echo", ASYNCSERVER_ADDRESSES="tcp://:1 http://:1")
+    assert stderr.startswith("asyncserver: ADDRESS... (from ASYNCSERVER_ADDRESSES): 'http://:1': scheme")
 
 
-def test_contradiction_from_the_environment_names_the_variable(in_process: Run) -> None:
+def test_contradiction_from_the_environment_names_the_variable(in_process: InProcess) -> None:
     _, _, stderr = in_process("serve", "app:server", ASYNCSERVER_IDLE_TIMEOUT="3")
     assert "leave out --idle-timeout (from ASYNCSERVER_IDLE_TIMEOUT)" in stderr
 
 
-def planned(
-    monkeypatch: pytest.MonkeyPatch, in_process: Run, *arguments: str, **environment: str
-) -> dict[str, Any]:
-    """The keyword arguments of the ``Server`` that a command line asks for."""
-    from asyncserver import cli_commands, cli_serve
+def configured(
+    monkeypatch: pytest.MonkeyPatch, in_process: InProcess, *arguments: str, **environment: str
+) -> Configuration:
+    """What the options of a command line make, whatever it is that is served."""
+    made: list[Configuration] = []
 
-    made: list[dict[str, Any]] = []
+    def make_no_servers(
+        ctx: object, handler: str, target: object, addresses: object, parts: Configuration
+    ) -> Any:
+        made.append(parts)
+        return ()
 
-    def make(handler: object, *addresses: object, **options: Any) -> Any:
-        made.append(options)
-        return None
-
-    monkeypatch.setattr(
-        cli_serve, "_make_server", lambda ctx, name, target, addresses, parts: made.append(parts)
-    )
-    monkeypatch.setattr(cli_commands, "run_plan", lambda plan: 0)
+    monkeypatch.setattr(cli_serve, "_check_options_have_a_meaning", Mock())
+    monkeypatch.setattr(cli_serve, "_make_servers", make_no_servers)
+    monkeypatch.setattr(cli_commands, "run_plan", Mock(return_value=0))
     status, _, stderr = in_process("serve", "app:echo", ADDRESS, *arguments, **environment)
     assert status == 0, stderr
     return made[0]
 
 
-def test_nothing_said_is_the_defaults(monkeypatch: pytest.MonkeyPatch, in_process: Run) -> None:
-    assert planned(monkeypatch, in_process) == {
-        "limits": Limits(),
-        "timeouts": Timeouts(),
-        "options": SocketOptions(),
-        "tls": None,
-    }
+def test_nothing_said_is_the_defaults(monkeypatch: pytest.MonkeyPatch, in_process: InProcess) -> None:
+    assert configured(monkeypatch, in_process) == Configuration(
+        streams={"limits": Limits(), "timeouts": Timeouts(), "options": SocketOptions(), "tls": None},
+        datagrams={
+            "limits": DatagramLimits(),
+            "timeouts": DatagramTimeouts(),
+            "options": DatagramOptions(),
+        },
+        running={},
+    )
 
 
 VALUES: dict[tuple[type, str], tuple[str, Any]] = {
@@ -686,6 +671,30 @@ VALUES: dict[tuple[type, str], tuple[str, Any]] = {
     (SocketOptions, "keep_alive"): ("yes", KeepAlive(idle=30.0, interval=5.0, probes=3)),
     (SocketOptions, "receive_buffer"): ("64k", 65_536),
     (SocketOptions, "send_buffer"): ("65536", 65_536),
+    (DatagramLimits, "max_packet_size"): ("2k", 2_048),
+    (DatagramLimits, "max_handlers"): ("none", None),
+    (DatagramLimits, "order"): ("peer", "peer"),
+    (DatagramLimits, "max_queue"): ("0", 0),
+    (DatagramLimits, "when_full"): ("drop_oldest", "drop_oldest"),
+    (DatagramLimits, "max_sessions"): ("7", 7),
+    (DatagramLimits, "session_queue"): ("8", 8),
+    (DatagramTimeouts, "handler"): ("1h", 3600.0),
+    (DatagramTimeouts, "session_idle"): ("2m", 120.0),
+    (DatagramTimeouts, "send"): ("none", None),
+    (DatagramTimeouts, "grace"): ("500ms", 0.5),
+    (DatagramOptions, "receive_buffer"): ("64k", 65_536),
+    (DatagramOptions, "send_buffer"): ("65536", 65_536),
+    (DatagramOptions, "reuse_address"): ("no", False),
+    (DatagramOptions, "reuse_port"): ("yes", True),
+    (DatagramOptions, "broadcast"): ("yes", True),
+    (DatagramOptions, "groups"): (
+        "239.1.2.3%lo 10.0.0.7@232.1.2.3",
+        (MulticastGroup("239.1.2.3", "lo"), MulticastGroup("232.1.2.3", None, "10.0.0.7")),
+    ),
+    (DatagramOptions, "multicast_loop"): ("no", False),
+    (DatagramOptions, "multicast_ttl"): ("4", 4),
+    (DatagramOptions, "multicast_interface"): ("eth0", "eth0"),
+    (DatagramOptions, "timestamps"): ("no", False),
     (KeepAlive, "idle"): ("30", 30.0),
     (KeepAlive, "interval"): ("5s", 5.0),
     (KeepAlive, "probes"): ("3", 3),
@@ -698,35 +707,48 @@ VALUES: dict[tuple[type, str], tuple[str, Any]] = {
 }
 
 
+OWNERS = (
+    Limits,
+    Timeouts,
+    SocketOptions,
+    KeepAlive,
+    TLSConfig,
+    DatagramLimits,
+    DatagramTimeouts,
+    DatagramOptions,
+)
+
+
 def expected(owner: type) -> Any:
     return owner(**{field: value for (cls, field), (_, value) in VALUES.items() if cls is owner})
 
 
-def test_every_option_by_the_environment(monkeypatch: pytest.MonkeyPatch, in_process: Run) -> None:
-    environment = {each.variable: VALUES[each.owner, each.field][0] for each in field_options()}
-    parts = planned(monkeypatch, in_process, **environment)
-    for owner, part in (
-        (Limits, "limits"),
-        (Timeouts, "timeouts"),
-        (SocketOptions, "options"),
-        (TLSConfig, "tls"),
-    ):
-        assert parts[part] == expected(owner)
+def check_everything_was_said(parts: Configuration) -> None:
+    assert parts.streams == {
+        "limits": expected(Limits),
+        "timeouts": expected(Timeouts),
+        "options": expected(SocketOptions),
+        "tls": expected(TLSConfig),
+    }
+    assert parts.datagrams == {
+        "limits": expected(DatagramLimits),
+        "timeouts": expected(DatagramTimeouts),
+        "options": expected(DatagramOptions),
+    }
 
 
-def test_every_option_by_the_command_line(monkeypatch: pytest.MonkeyPatch, in_process: Run) -> None:
-    parts = planned(monkeypatch, in_process, *(word for each in field_options() for word in words_for(each)))
-    for owner, part in (
-        (Limits, "limits"),
-        (Timeouts, "timeouts"),
-        (SocketOptions, "options"),
-        (TLSConfig, "tls"),
-    ):
-        assert parts[part] == expected(owner)
+def test_every_option_by_the_environment(monkeypatch: pytest.MonkeyPatch, in_process: InProcess) -> None:
+    environment = {each.variable: VALUES[each.owners[0], each.field][0] for each in field_options()}
+    check_everything_was_said(configured(monkeypatch, in_process, **environment))
+
+
+def test_every_option_by_the_command_line(monkeypatch: pytest.MonkeyPatch, in_process: InProcess) -> None:
+    words = [word for each in field_options() for word in words_for(each)]
+    check_everything_was_said(configured(monkeypatch, in_process, *words))
 
 
 def words_for(option: FieldOption) -> list[str]:
-    text, value = VALUES[option.owner, option.field]
+    text, value = VALUES[option.owners[0], option.field]
     if option.is_flag:
         return [option.opts[0] if value else option.secondary_opts[0]]
     if option.multiple:
@@ -734,16 +756,26 @@ def words_for(option: FieldOption) -> list[str]:
     return [option.flag, text]
 
 
-def test_keep_alive_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, in_process: Run) -> None:
-    assert planned(monkeypatch, in_process, "--no-keep-alive")["options"].keep_alive is None
-    assert planned(monkeypatch, in_process, ASYNCSERVER_KEEP_ALIVE="no")["options"].keep_alive is None
+@pytest.mark.parametrize("option", ["receive_buffer", "multicast_interface"])
+def test_none_is_no_value(monkeypatch: pytest.MonkeyPatch, in_process: InProcess, option: str) -> None:
+    setting = option_for(DatagramOptions, option)
+    assert setting is not None
+    parts = configured(monkeypatch, in_process, setting.flag, "none")
+    assert getattr(parts.datagrams["options"], option) is None
+
+
+def test_keep_alive_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, in_process: InProcess) -> None:
+    by_flag = configured(monkeypatch, in_process, "--no-keep-alive")
+    by_variable = configured(monkeypatch, in_process, ASYNCSERVER_KEEP_ALIVE="no")
+    assert by_flag.streams["options"].keep_alive is None
+    assert by_variable.streams["options"].keep_alive is None
 
 
 def field_options() -> list[FieldOption]:
     return [option for option in all_options() if isinstance(option, FieldOption)]
 
 
-@pytest.mark.parametrize("owner", [Limits, Timeouts, SocketOptions, KeepAlive])
+@pytest.mark.parametrize("owner", [each for each in OWNERS if each is not TLSConfig])
 def test_every_field_has_its_option(owner: type[Any]) -> None:
     missing = [field.name for field in dataclasses.fields(owner) if option_for(owner, field.name) is None]
     assert missing == []
@@ -836,26 +868,16 @@ def test_version(tmp_path: Path) -> None:
     assert run_python(tmp_path, "-m", "asyncserver", "--version") == (0, f"asyncserver {__version__}\n", "")
 
 
-def test_help_lists_the_commands(in_process: Run) -> None:
+def test_help_lists_the_commands(in_process: InProcess) -> None:
     status, stdout, _ = in_process("--help")
     assert status == 0
-    assert re.search(r"^  serve +Serve connections", stdout, re.MULTILINE)
+    assert re.search(r"^  serve +Serve streams and datagrams", stdout, re.MULTILINE)
 
 
-def test_help_teaches(in_process: Run) -> None:
+def test_help_teaches(in_process: InProcess) -> None:
     status, stdout, stderr = in_process("serve", "--help")
     assert (status, stderr) == (0, "")
-    for title in (
-        "Addresses",
-        "Examples",
-        "TLS",
-        "Limits",
-        "Timeouts",
-        "Sockets",
-        "Running",
-        "Environment",
-        "Exit status",
-    ):
+    for title in ("Addresses", "Examples", *(group.title for group in GROUPS), "Environment", "Exit status"):
         assert f"\n{title}:\n" in stdout
     for option in all_options():
         assert re.search(rf"^  {option.flag}\b", stdout, re.MULTILINE), option.flag
@@ -863,11 +885,14 @@ def test_help_teaches(in_process: Run) -> None:
     assert "``" not in stdout
 
 
-def test_help_has_the_defaults(in_process: Run) -> None:
+def test_help_has_the_defaults(in_process: InProcess) -> None:
     text = " ".join(in_process("serve", "--help")[1].split())
     assert f"[default: {Limits().max_connections}; ASYNCSERVER_MAX_CONNECTIONS]" in text
     assert f"[default: {shown_duration(Timeouts().idle or 0)}; ASYNCSERVER_IDLE_TIMEOUT]" in text
     assert "[default: none; ASYNCSERVER_LIFETIME]" in text
+    assert "[default: 1m, datagrams: 5s; ASYNCSERVER_SEND_TIMEOUT]" in text
+    assert "[default: yes, datagrams: no; ASYNCSERVER_REUSE_ADDRESS]" in text
+    assert "[default: 5s; ASYNCSERVER_GRACE]" in text
     assert f"[default: {KeepAlive().probes}; ASYNCSERVER_KEEP_ALIVE_PROBES]" in text
     drain_timeout = inspect.signature(run_server).parameters["drain_timeout"].default
     assert f"[default: {shown_duration(drain_timeout)}; ASYNCSERVER_DRAIN_TIMEOUT]" in text
@@ -881,7 +906,7 @@ def test_every_option_is_described(option: ServeOption) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    for owner in (Limits, Timeouts, SocketOptions, KeepAlive, TLSConfig):
+    for owner in OWNERS:
         assert set(field_documentation(owner)) == {field.name for field in dataclasses.fields(owner)}
 
 

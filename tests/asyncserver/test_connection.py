@@ -34,14 +34,10 @@ from tests.clients import (
     echo,
     ignore_cancellation,
     local_server,
-    started_without_watch,
 )
 from tests.waiting import MS, SECOND, stays, wait_until, within
 
-
-@pytest.fixture(autouse=True)
-async def tasks_as_in_production(watched_loop: None) -> None:
-    started_without_watch()
+pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
 
 
 @pytest.fixture

@@ -21,19 +21,10 @@ from asyncserver import (
     Timeouts,
     current_connection,
 )
-from tests.clients import LOOPBACK, Client, complaints, echo, local_server, started_without_watch
+from tests.clients import LOOPBACK, Client, complaints, echo, local_server
 from tests.waiting import MS, wait_until, within
 
-
-@pytest.fixture(autouse=True)
-def tasks_as_in_production(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("asyncio"):
-        request.getfixturevalue("unwatched_loop")
-
-
-@pytest.fixture
-async def unwatched_loop(watched_loop: None) -> None:
-    started_without_watch()
+pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
 
 
 async def visit(handler: Any, data: bytes = b"", **options: Any) -> tuple[bytes, CloseReason, Server]:

@@ -290,6 +290,30 @@ def test_what_could_serve_is_listed(target: str) -> None:
         load_target(target)
 
 
+def test_what_could_serve_datagrams_is_listed() -> None:
+    write(
+        "app.py",
+        """
+from asyncserver import DatagramHandler, DatagramServer, Lines, Responder, sessions
+from other import imported
+
+class Packets(DatagramHandler):
+    async def handle(self):
+        pass
+
+@sessions
+async def talk(session):
+    pass
+
+responder = Responder(bytes.upper, framing=Lines())
+server = DatagramServer(Packets, "udp://127.0.0.1:0")
+""",
+    )
+    write("other.py", "from asyncserver import sessions\n@sessions\nasync def imported(session): pass")
+    with pytest.raises(TargetError, match=r"serve: app:Packets, app:talk, app:responder, app:server$"):
+        load_target("app")
+
+
 def test_imported_names_are_not_suggested() -> None:
     write("other.py")
     write("app.py", "from other import echo, Chat\nfrom asyncio import sleep")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncserver import peers, tcp_sockets
+from asyncserver import ip_sockets, peers
 from asyncserver.addresses import Endpoint, IPEndpoint, UnixEndpoint
 from asyncserver.peers import (
     PeerCredentials,
@@ -23,7 +23,7 @@ from tests.unprivileged import run_unprivileged
 LINUX = sys.platform.startswith("linux")
 V4, V6 = socket.AF_INET, socket.AF_INET6
 UNIX: int = getattr(socket, "AF_UNIX", 1)
-needs_ipv6 = pytest.mark.skipif(not tcp_sockets._has_ipv6(), reason="this machine has no IPv6")
+needs_ipv6 = pytest.mark.skipif(not ip_sockets.has_ipv6(), reason="this machine has no IPv6")
 
 
 @pytest.mark.parametrize(

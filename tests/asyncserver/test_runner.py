@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -26,7 +27,7 @@ from asyncserver import (
     run_server,
 )
 from tests.processes import LONG, PythonProcess, connect
-from tests.waiting import wait_until_blocking
+from tests.waiting import stays, wait_until_blocking
 
 ADDRESS = "tcp://127.0.0.1:0"
 
@@ -157,6 +158,111 @@ async def test_not_within_a_running_loop() -> None:
         run(echo, ADDRESS)
 
 
+# --- several servers ---
+
+
+def open_port(server: Server) -> int:
+    (address,) = server.addresses
+    assert isinstance(address, TCPAddress)
+    return address.port
+
+
+def test_all_servers_serve(loop_name: LoopName) -> None:
+    answers: list[bytes] = []
+
+    async def ask_both(*servers: Server) -> None:
+        for server in servers:
+            reader, writer = await asyncio.open_connection("127.0.0.1", open_port(server))
+            writer.write(b"hello")
+            answers.append(await reader.readexactly(5))
+            writer.close()
+            await writer.wait_closed()
+        for server in servers:
+            await server.aclose()
+
+    calls: list[tuple[Server, ...]] = []
+
+    def on_ready(*servers: Server) -> None:
+        calls.append(servers)
+        assert all(server.ready for server in servers)
+        _kept.add(asyncio.ensure_future(ask_both(*servers)))
+
+    first, second = Server(echo, ADDRESS), Server(echo, ADDRESS)
+    run_server(first, second, loop=loop_name, on_ready=on_ready)
+    assert calls == [(first, second)]
+    assert answers == [b"hello", b"hello"]
+
+
+def test_program_closes_one_and_the_other_goes_on(loop_name: LoopName) -> None:
+    seen: list[str] = []
+
+    async def close_in_turn(first: Server, second: Server) -> None:
+        await first.aclose()
+        await stays(lambda: second.ready)
+        seen.append(f"{first.ready} {second.ready}")
+        reader, writer = await asyncio.open_connection("127.0.0.1", open_port(second))
+        writer.write(b"hello")
+        seen.append((await reader.readexactly(5)).decode())
+        writer.close()
+        await writer.wait_closed()
+        await second.aclose()
+
+    def on_ready(first: Server, second: Server) -> None:
+        _kept.add(asyncio.ensure_future(close_in_turn(first, second)))
+
+    run_server(Server(echo, ADDRESS), Server(echo, ADDRESS), loop=loop_name, on_ready=on_ready)
+    assert seen == ["False True", "hello"]
+
+
+def test_start_of_the_second_that_fails_closes_the_first(loop_name: LoopName, tmp_path: Path) -> None:
+    values: list[str] = []
+    ports: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(server: Server) -> AsyncIterator[None]:
+        values.append("open")
+        yield
+        values.append("closed")
+
+    @contextlib.asynccontextmanager
+    async def lifespan_of_the_second(server: Server) -> AsyncIterator[None]:
+        assert first.ready
+        ports.append(first.addresses[0].port)  # type: ignore[union-attr]
+        yield
+
+    path = tmp_path / "app.sock"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = Server(echo, ADDRESS, f"unix://{path}", lifespan=lifespan)
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        second = Server(echo, address, lifespan=lifespan_of_the_second)
+        third = Server(echo, ADDRESS, lifespan=lifespan)
+        with pytest.raises(BindError):
+            run_server(first, second, third, loop=loop_name, on_ready=lambda *servers: pytest.fail("ready"))
+    assert values == ["open", "closed"]
+    assert not path.exists()
+    assert not first.ready
+    socket.create_server(("127.0.0.1", ports[0])).close()
+
+
+def test_on_ready_that_raises_closes_all(loop_name: LoopName) -> None:
+    def on_ready(*servers: Server) -> None:
+        raise LookupError("on purpose")
+
+    servers = [Server(echo, ADDRESS), Server(echo, ADDRESS)]
+    with pytest.raises(LookupError, match="on purpose"):
+        run_server(*servers, loop=loop_name, on_ready=on_ready)
+    assert not any(server.addresses for server in servers)
+
+
+@pytest.mark.parametrize("kind", ["none", "no server", "twice"])
+def test_servers_are_checked(kind: str) -> None:
+    server = Server(echo, ADDRESS)
+    servers: tuple[Any, ...] = {"none": (), "no server": (server, echo), "twice": (server, server)}[kind]
+    with pytest.raises(OptionError) as caught:
+        run_server(*servers, on_ready=lambda *servers: pytest.fail("they have started"))
+    assert caught.value.option == "servers"
+
+
 # --- in a process of its own: signals ---
 
 PROGRAM = """
@@ -184,14 +290,26 @@ async def stubborn(stream):
             say("cancelled")
 
 async def in_a_thread(stream):
+    began, loop = asyncio.Event(), asyncio.get_running_loop()
+    def block():
+        loop.call_soon_threadsafe(began.set)
+        time.sleep(3600)
+    # A call that no thread has taken up yet would be cancelled, and not left behind.
+    blocking = asyncio.ensure_future(asyncio.to_thread(block))
+    await began.wait()
     await stream.send(b"hello\\n")
-    await asyncio.to_thread(time.sleep, 3600)
+    await blocking
 
 def say(*words):
     print(*words, flush=True)
 
 def ready(server):
     say("Listening on", *server.addresses)
+
+def two_ready(*servers):
+    for server in servers:
+        ready(server)
+    say("Both are ready")
 
 @contextlib.asynccontextmanager
 async def slow_start(server):
@@ -402,6 +520,157 @@ def test_second_signal_ends_a_start_that_swallows_cancellation(program: Program)
         process.send_signal(signal.SIGTERM)
         process.wait_for("goes on")
         assert process.terminate() == -signal.SIGTERM
+
+
+# --- signals, and several servers ---
+
+TWO = "servers = [Server(handler, address, timeouts=quick) for _ in range(2)]\n"
+RUN_TWO = TWO + "run_server(*servers, loop=loop, on_ready=two_ready"
+
+
+def two_ports(process: PythonProcess) -> list[int]:
+    process.wait_for("Both are ready\n")
+    return [int(port) for port in re.findall(r":(\d+)\b", process.stdout)]
+
+
+@on_posix
+def test_signal_drains_all_at_the_same_time(program: Program) -> None:
+    with program(RUN_TWO + ")") as process:
+        ports = two_ports(process)
+        with be_busy(ports[0]) as first, be_busy(ports[1]) as second:
+            process.send_signal(signal.SIGTERM)
+            for port in ports:
+                process.wait_for(f"SIGTERM: tcp://127.0.0.1:{port}: draining 1 connections")
+            # Neither waits for the other one: both accept no more, and the second is done first.
+            for port in ports:
+                wait_until_blocking(lambda port=port: not accepts(port), timeout=LONG)
+            for port, client in ((ports[1], second), (ports[0], first)):
+                client.sendall(b"two\n")
+                assert client.recv(100) == b"got half of two\n"
+                assert client.recv(100) == b""
+                process.wait_for(f"tcp://127.0.0.1:{port}: drained in ")
+        assert process.wait() == -signal.SIGTERM
+    assert process.stderr.count("0 idle, 1 finished, 0 cancelled, 0 aborted") == 2
+
+
+@on_posix
+@pytest.mark.parametrize("options", ["drain_timeout=None", "drain_delay=3600.0"])
+def test_second_signal_aborts_all(program: Program, options: str) -> None:
+    with program(f"{RUN_TWO}, {options})") as process:
+        ports = two_ports(process)
+        with be_busy(ports[0]) as first, be_busy(ports[1]) as second:
+            process.send_signal(signal.SIGTERM)
+            process.wait_for(f"{ports[1]}: draining 1 connections")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == -signal.SIGTERM
+            for client in (first, second):
+                with contextlib.suppress(ConnectionResetError):
+                    assert client.recv(100) == b""
+    for port in ports:
+        assert f"a second signal: tcp://127.0.0.1:{port}: aborting 1 connections" in process.stderr
+
+
+@on_posix
+def test_second_signal_does_not_count_the_server_that_is_closed(program: Program) -> None:
+    with program(f"{RUN_TWO}, drain_timeout=None)") as process:
+        ports = two_ports(process)
+        with be_busy(ports[0]):
+            process.send_signal(signal.SIGTERM)
+            process.wait_for(f"tcp://127.0.0.1:{ports[1]}: drained in ")
+            assert process.terminate() == -signal.SIGTERM
+    assert process.stderr.count("a second signal: ") == 1
+
+
+@on_posix
+def test_signal_after_the_program_has_closed_one_drains_the_other(program: Program) -> None:
+    lines = """
+async def close_first():
+    await servers[0].aclose()
+    say("closed")
+
+def ready_then_close(*servers):
+    two_ready(*servers)
+    kept.append(asyncio.ensure_future(close_first()))
+
+kept = []
+run_server(*servers, loop=loop, on_ready=ready_then_close)
+"""
+    with program(TWO + lines) as process:
+        port = two_ports(process)[1]
+        process.wait_for("closed\n")
+        with be_busy(port) as client:
+            process.send_signal(signal.SIGTERM)
+            process.wait_for("SIGTERM: draining 1 connections")
+            client.sendall(b"two\n")
+            assert client.recv(100) == b"got half of two\n"
+        assert process.wait() == -signal.SIGTERM
+
+
+@on_posix
+def test_signal_during_the_start_of_the_second_drains_the_first(program: Program) -> None:
+    lines = """
+@contextlib.asynccontextmanager
+async def announced(server):
+    say("Listening on", *first.addresses)
+    async with slow_start(server):
+        yield
+
+first = Server(handler, address)
+second = Server(handler, address, lifespan=announced)
+third = Server(handler, address, lifespan=slow_start)
+run_server(first, second, third, loop=loop, on_ready=ready)
+"""
+    with program(lines) as process:
+        port = process.wait_for_port()
+        process.wait_for("starting")
+        with be_busy(port) as client:
+            process.send_signal(signal.SIGTERM)
+            process.wait_for("SIGTERM: draining 1 connections")
+            client.sendall(b"two\n")
+            assert client.recv(100) == b"got half of two\n"
+        assert process.wait() == -signal.SIGTERM
+    assert process.stdout.splitlines()[1:] == ["starting", "given up"]
+    assert "SIGTERM: the start is given up" in process.stderr
+
+
+@on_posix
+def test_all_are_closed_when_the_lifespan_of_one_fails_in_its_end(program: Program) -> None:
+    lines = """
+servers = [Server(handler, address, lifespan=failing_end), Server(handler, address)]
+run_server(*servers, loop=loop, on_ready=two_ready)
+"""
+    with program(lines) as process:
+        ports = two_ports(process)
+        with be_busy(ports[1]) as client:
+            process.send_signal(signal.SIGTERM)
+            wait_until_blocking(lambda: not accepts(ports[0]), timeout=LONG)
+            process.wait_for(f"{ports[1]}: draining 1 connections")
+            client.sendall(b"two\n")
+            assert client.recv(100) == b"got half of two\n"
+        assert process.wait() == 1
+    assert f"tcp://127.0.0.1:{ports[1]}: drained in " in process.stderr
+    assert "LookupError: on purpose" in process.stderr
+    assert "Group" not in process.stderr
+
+
+@on_posix
+def test_all_errors_of_several_ends_are_raised(program: Program) -> None:
+    lines = """
+servers = [Server(handler, address, lifespan=failing_end) for _ in range(2)]
+run_server(*servers, loop=loop, on_ready=two_ready)
+"""
+    with program(lines) as process:
+        two_ports(process)
+        assert process.terminate() == 1
+    assert "ExceptionGroup: several servers failed in their end (2 sub-exceptions)" in process.stderr
+
+
+@on_posix
+def test_where_all_of_them_listen_is_logged(program: Program) -> None:
+    with program(TWO + "run_server(*servers, loop=loop)") as process:
+        process.wait_for("listening on tcp://")
+        assert process.terminate() == -signal.SIGTERM
+    assert re.search(r"^listening on tcp://127.0.0.1:\d+, tcp://127.0.0.1:\d+$", process.stderr, re.MULTILINE)
 
 
 # --- what a program that goes on afterwards sees ---

@@ -34,16 +34,12 @@ from tests.clients import (
     connect_many,
     echo,
     local_server,
-    started_without_watch,
 )
 from tests.waiting import MS, PATIENCE, stays, wait_until, within
 
 SECURE = "tls+tcp://127.0.0.1:0"
 
-
-@pytest.fixture(autouse=True)
-async def tasks_as_in_production(watched_loop: None) -> None:
-    started_without_watch()
+pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from asyncserver import socket_options, tcp_sockets
+from asyncserver import ip_sockets, socket_options
 from asyncserver.addresses import TCPAddress, UnixAddress
 from asyncserver.options import KeepAlive, SocketOptions
 from asyncserver.socket_options import (
@@ -30,7 +30,7 @@ ALL_SET = SocketOptions(
 )
 ALL_OFF = SocketOptions(no_delay=False, keep_alive=None)
 
-needs_ipv6 = pytest.mark.skipif(not tcp_sockets._has_ipv6(), reason="this machine has no IPv6")
+needs_ipv6 = pytest.mark.skipif(not ip_sockets.has_ipv6(), reason="this machine has no IPv6")
 
 
 def tcp_options(sock: socket.socket) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asyncserver import sockets, systemd, tcp_sockets
+from asyncserver import ip_sockets, sockets, systemd
 from asyncserver.addresses import (
     Address,
     FDAddress,
@@ -26,7 +26,7 @@ from asyncserver.options import SocketOptions
 from asyncserver.sockets import ListeningSocket, open_listening_sockets
 
 LINUX = sys.platform.startswith("linux")
-needs_ipv6 = pytest.mark.skipif(not tcp_sockets._has_ipv6(), reason="this machine has no IPv6")
+needs_ipv6 = pytest.mark.skipif(not ip_sockets.has_ipv6(), reason="this machine has no IPv6")
 Open = Callable[..., list[ListeningSocket]]
 
 

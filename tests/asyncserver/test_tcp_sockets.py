@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from asyncserver import tcp_sockets
+from asyncserver import ip_sockets, tcp_sockets
 from asyncserver.addresses import TCPAddress, parse_address
 from asyncserver.errors import BindError, OptionError
+from asyncserver.ip_sockets import host_with_scope
 from asyncserver.options import SocketOptions
-from asyncserver.tcp_sockets import host_with_scope, open_tcp_sockets
+from asyncserver.tcp_sockets import open_tcp_sockets
 from tests.unprivileged import run_unprivileged
 
 LINUX = sys.platform.startswith("linux")
-needs_ipv6 = pytest.mark.skipif(not tcp_sockets._has_ipv6(), reason="this machine has no IPv6")
+needs_ipv6 = pytest.mark.skipif(not ip_sockets.has_ipv6(), reason="this machine has no IPv6")
 Opened = list[tuple[socket.socket, TCPAddress]]
 Open = Callable[..., Opened]
 
@@ -195,7 +196,7 @@ def without_ipv6(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         return real(address, family, where, options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tcp_sockets, "_open_one", open_one)
-    monkeypatch.setattr(tcp_sockets, "_has_ipv6", lambda: False)
+    monkeypatch.setattr(ip_sockets, "has_ipv6", lambda: False)
 
 
 @needs_ipv6
@@ -373,7 +374,7 @@ def test_reasons_for_a_refused_permission(
     file = tmp_path / "start"
     if start is not None:
         file.write_text(start)
-    monkeypatch.setattr(tcp_sockets, "_UNPRIVILEGED_START_FILE", str(file))
+    monkeypatch.setattr(ip_sockets, "_UNPRIVILEGED_START_FILE", str(file))
     monkeypatch.setattr(tcp_sockets, "_open_one", failing(errno.EACCES))
     with pytest.raises(BindError, match=reason) as caught:
         open_tcp_sockets(TCPAddress("127.0.0.1", port), SocketOptions())
@@ -388,7 +389,7 @@ def failing(number: int) -> Callable[..., None]:
 
 
 def test_other_platforms_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp_sockets, "_ON_LINUX", False)
+    monkeypatch.setattr(ip_sockets, "_ON_LINUX", False)
     for number, words in ((errno.EADDRINUSE, "lsof -nP -iTCP:80"), (errno.EACCES, "take a higher port")):
         monkeypatch.setattr(tcp_sockets, "_open_one", failing(number))
         with pytest.raises(BindError, match=words):
@@ -413,9 +414,9 @@ def test_probe_for_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
             available = True
         except OSError:
             available = False
-    assert tcp_sockets._has_ipv6() == available
+    assert ip_sockets.has_ipv6() == available
     monkeypatch.setattr(socket, "socket", no_socket)
-    assert not tcp_sockets._has_ipv6()
+    assert not ip_sockets.has_ipv6()
 
 
 def test_scope_ids_have_names() -> None:
