@@ -3,6 +3,7 @@
     python benchmarks/run.py            everything: twenty minutes
     python benchmarks/run.py --quick    does everything work? no figures to quote
     python benchmarks/run.py --suite compat   compat beside the standard library's socketserver
+    python benchmarks/run.py --suite datagrams   our datagram server beside its peers
     python benchmarks/run.py --work echo,churn --servers ours-uvloop,uvloop-protocol --rounds 5 --seconds 2
 
 README.md beside this file tells the method and what the columns mean.
@@ -49,7 +50,7 @@ def command_line() -> argparse.Namespace:
     )
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
     parser.add_argument(
-        "--name", help="of the result files (default: full or compat; quick; last for a part)"
+        "--name", help="of the result files (default: full or the suite's; quick; last for a part)"
     )
     parser.add_argument("--list", action="store_true", help="show what --work and --servers can name")
     options = parser.parse_args()
@@ -157,7 +158,7 @@ def possible_work(wanted: Sequence[Workload], knows_tls: bool) -> tuple[list[Wor
     for workload in wanted:
         if workload.tls and not knows_tls:
             left_out.append(f"{workload.key}: the load generator was built without OpenSSL's headers")
-        elif workload.connections + 100 > descriptors:
+        elif workload.descriptors + 100 > descriptors:
             left_out.append(f"{workload.key}: only {descriptors} descriptors are allowed here")
         else:
             kept.append(workload)

@@ -19,6 +19,9 @@ from typing import Any
 from harness.building import LOADGEN, build_loadgen
 
 TURN = 40  # the piece of a connection's bytes, counted from 1, at which a server goes wrong
+UDP = ("udp", "--connections", "4", "--in-flight", "3")
+LOSSY = (*UDP, "--lossy")
+SESSIONS = ("sessions", "--connections", "100")
 
 Mangle = Callable[[bytes], bytes]
 Replies = Callable[[bytes], list[bytes]]
@@ -37,13 +40,18 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class DatagramCase:
-    """What is sent for a datagram, `delay` seconds after it came, and the kinds of error to be reported."""
+    """What is sent for a datagram, `delay` seconds after it came, and the kinds of error to be reported.
+
+    `lost` is how many are to be reported as lost, in whatever way.
+    """
 
     name: str
     replies: Replies
     expected: frozenset[str] = frozenset()
     delay: float = 0.0
     seconds: float = 0.2
+    arguments: tuple[str, ...] = UDP
+    lost: int | None = None
 
 
 def corrupt(data: bytes) -> bytes:
@@ -81,7 +89,6 @@ CHURN = ("churn", "--connections", "4")
 STORM = ("storm", "--connections", "20")
 BURST = ("burst", "--connections", "20", "--limit", "0.5")
 IDLE = ("idle", "--connections", "20")
-UDP = ("udp", "--connections", "4", "--in-flight", "3")
 
 CASES = (
     *(Case("right", bytes, load) for load in (ECHO, LARGE, LINES, CHURN, STORM, BURST, IDLE)),
@@ -132,6 +139,17 @@ class MixedUp:
         return [answer]
 
 
+class MixedUpSessions:
+    """Answers with what came before; the first gets its own."""
+
+    def __init__(self) -> None:
+        self.last = b""
+
+    def __call__(self, data: bytes) -> list[bytes]:
+        answer, self.last = self.last or data, data
+        return [answer]
+
+
 def renumber(data: bytes) -> list[bytes]:
     """Answer a datagram that will be sent much later."""
     return [(int.from_bytes(data[:8], "little") + 3_000_000).to_bytes(8, "little") + data[8:]]
@@ -144,7 +162,21 @@ DATAGRAM_CASES = (
     DatagramCase("a byte dropped", lambda data: [data[:-1]], frozenset({"corrupt", "lost"})),
     DatagramCase("a byte added", lambda data: [data + b"!"], frozenset({"corrupt", "lost"})),
     DatagramCase("another number", renumber, frozenset({"corrupt", "lost"})),
-    DatagramCase("a reply dropped", lambda data: [], frozenset({"lost"})),
+    DatagramCase("a reply dropped", lambda data: [], frozenset({"lost"}), lost=1),
+    DatagramCase("right", lambda data: [data], arguments=LOSSY, lost=0),
+    DatagramCase("dropped, and no error", lambda data: [], arguments=LOSSY, lost=1),
+    DatagramCase("one bit flipped", lambda data: [corrupt(data)], frozenset({"corrupt"}), arguments=LOSSY),
+    DatagramCase("right", lambda data: [data], arguments=SESSIONS, lost=0),
+    DatagramCase("a reply dropped", lambda data: [], frozenset({"lost"}), arguments=SESSIONS, lost=1),
+    *(
+        DatagramCase(name, wrong, frozenset({"corrupt"}), arguments=SESSIONS)
+        for name, wrong in (
+            ("one bit flipped", lambda data: [corrupt(data)]),
+            ("a byte dropped", lambda data: [data[:-1]]),
+            ("a byte added", lambda data: [data + b"!"]),
+            ("another session's", MixedUpSessions()),
+        )
+    ),
     DatagramCase("a reply repeated", lambda data: [data, data], frozenset({"extra"})),
     # It counts as lost, and not as repeated as well when it comes in the end.
     DatagramCase("a reply that is late", lambda data: [data], frozenset({"lost"}), delay=0.6, seconds=1.0),
@@ -198,7 +230,7 @@ def serving_datagrams(case: DatagramCase) -> Iterator[int]:
                 return
             number += 1
             # The mix-up needs to see them all.
-            wrong = number == TURN or isinstance(case.replies, MixedUp)
+            wrong = number == TURN or isinstance(case.replies, MixedUp | MixedUpSessions)
             for reply in case.replies(data) if wrong else [data]:
                 if wrong and case.delay:
                     timer = threading.Timer(case.delay, server.sendto, (reply, address))
@@ -261,11 +293,13 @@ def problem(result: dict[str, Any], expected: frozenset[str]) -> str | None:
     return None if reported & expected else f"reported {sorted(reported)}, expected one of {sorted(expected)}"
 
 
-def problem_with_datagrams(result: dict[str, Any], expected: frozenset[str]) -> str | None:
+def problem_with_datagrams(result: dict[str, Any], case: DatagramCase) -> str | None:
     """Return what is wrong with the report, where the kinds of error are known exactly."""
     reported = {kind for kind, count in result["errors_by_kind"].items() if count}
-    if reported != expected:
-        return f"reported {sorted(reported)}, expected {sorted(expected)}: {result['first_error']}"
+    if reported != case.expected:
+        return f"reported {sorted(reported)}, expected {sorted(case.expected)}: {result['first_error']}"
+    if case.lost is not None and result["lost"] != case.lost:
+        return f"reported {result['lost']} as lost, expected {case.lost}"
     return None if result["operations"] else "nothing was answered"
 
 
@@ -280,7 +314,7 @@ def problem_with_timeouts(result: dict[str, Any], served: int, timed_out: int) -
 
 def tell(mode: str, name: str, wrong: str | None) -> bool:
     """Print the outcome of a case; return whether it failed."""
-    print(f"{'FAILED' if wrong else 'ok':7}{mode:6} {name:25} {wrong or ''}".rstrip())
+    print(f"{'FAILED' if wrong else 'ok':7}{mode:9}{name:25} {wrong or ''}".rstrip())
     return wrong is not None
 
 
@@ -298,9 +332,9 @@ def main() -> int:
         failed += tell(arguments[0], "closed too early", wrong)
     for datagrams in DATAGRAM_CASES:
         with serving_datagrams(datagrams) as port:
-            result = load(port, (*UDP, "--seconds", str(datagrams.seconds)))
-            wrong = problem_with_datagrams(result, datagrams.expected)
-        failed += tell("udp", datagrams.name, wrong)
+            result = load(port, (*datagrams.arguments, "--seconds", str(datagrams.seconds)))
+            wrong = problem_with_datagrams(result, datagrams)
+        failed += tell("lossy" if datagrams.arguments is LOSSY else result["mode"], datagrams.name, wrong)
     with serving(EverySecond(), bytes, 0) as port:
         wrong = problem_with_timeouts(load(port, BURST), served=10, timed_out=10)
     failed += tell("burst", "every second unanswered", wrong)

@@ -6,6 +6,8 @@ errors or without figures; suites that name what is not there.
 
 from __future__ import annotations
 
+import dataclasses
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from socketserver import BaseRequestHandler, TCPServer
 from typing import Any
 
 from harness.building import HERE
-from harness.measuring import Sample
+from harness.measuring import Sample, count_sessions
 from harness.report import target_table
 from harness.results import Failure, Results
 from harness.suites import SUITES, Suite
@@ -108,6 +110,45 @@ def problem_with_verdicts(ours: Sample | None, base: Sample | None, expected: st
     return None if told == expected else f"the table says {told!r}, expected {expected!r}"
 
 
+def problem_with_difference(held: float | None, expected: str) -> str | None:
+    """Return what is wrong with the verdict on "512 B a session beside the base's"; None is a failure."""
+    results = Results()
+    results.samples.append(dataclasses.replace(sample("ours", 1.0), memory_per_connection_kib=1.5))
+    if held is None:
+        results.failures.append(Failure("base", "w", 1, "did not come up"))
+    else:
+        results.samples.append(dataclasses.replace(sample("base", 1.0), memory_per_connection_kib=held))
+    target = Target(("w",), "ours", "session", 512, at_least=False, beside="base")
+    told = [cell.strip() for cell in target_table(results.verdicts([target])).splitlines()[-1].split("|")]
+    found = " ".join(told[-3:]).strip()
+    return None if found == expected else f"the table says {found!r}, expected {expected!r}"
+
+
+class FewSessions:
+    """Says that it has three sessions."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(type=socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+
+    def answer(self) -> None:
+        with self.socket:
+            _, peer = self.socket.recvfrom(100)
+            self.socket.sendto(b"3", peer)
+
+
+def problem_with_few_sessions(opened: int, errors: int) -> str | None:
+    """Return what is wrong with the count where `opened` were opened and the server has three."""
+    server = FewSessions()
+    thread = threading.Thread(target=server.answer)
+    thread.start()
+    answer: dict[str, Any] = {"operations": opened, "errors": 0, "first_error": None}
+    count_sessions(server.port, answer)
+    thread.join()
+    return None if answer["errors"] == errors else f"{answer['errors']} errors, expected {errors}"
+
+
 def problem_without_subject() -> str | None:
     """Return what is wrong with the verdicts where only the other server was measured, with errors."""
     results = Results()
@@ -120,8 +161,8 @@ def unknown_names(suite: Suite) -> str | None:
     works = {workload.key for workload in suite.workloads}
     servers = {server.name for server in suite.servers}
     families = {workload.family for workload in suite.workloads}
-    wanted = {target.subject for target in suite.targets}
-    wanted |= {target.yardstick for target in suite.targets if target.yardstick}
+    wanted = {workload.yardstick for workload in suite.workloads if suite.name == "datagrams"}
+    wanted |= {name for target in suite.targets for name in target.servers}
     wanted |= {server.yardstick for server in suite.servers if server.yardstick}
     unknown = (wanted - servers) | {key for target in suite.targets for key in target.workloads} - works
     unknown |= {name for server in suite.servers for name in server.families - families}
@@ -152,7 +193,12 @@ def outcomes() -> Iterator[tuple[str, str, str | None]]:
     )
     yield "target", "the base with errors", worthless
     yield "target", "without figures", problem_with_verdicts(None, right, "MISSED (1 error)")
+    yield "target", "difference, met", problem_with_difference(1.0, "512 met")
+    yield "target", "difference, missed", problem_with_difference(0.5, "1024 MISSED")
+    yield "target", "difference from nothing", problem_with_difference(None, "MISSED (1 error)")
     yield "target", "not taken part", problem_without_subject()
+    yield "sessions", "all there", problem_with_few_sessions(3, errors=0)
+    yield "sessions", "one was forgotten", problem_with_few_sessions(4, errors=1)
     for suite in SUITES.values():
         yield "suite", suite.name, unknown_names(suite)
 

@@ -6,6 +6,7 @@ Modules, each importing only from those above it:
     servers     the servers, as data
     targets     what is asked of our servers, as data
     compat_suite  all three again: compat beside the standard library
+    datagram_suite  all three: our datagram server beside its peers
     suites      what can be run as a whole
     machine     what the figures were measured on
     building    make the native parts

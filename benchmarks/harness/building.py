@@ -23,6 +23,8 @@ def build_native_server(binary: str) -> str | None:
     """Build a server from C or Go; return why that is not possible, or None."""
     compiler, arguments = {
         "libuv_echo": ("gcc", ["-O2", "-Wall", "-o", str(BUILD / binary), "libuv_echo.c", "-luv"]),
+        "libuv_datagrams": ("gcc", ["-O2", "-Wall", "-o", str(BUILD / binary), "libuv_datagrams.c", "-luv"]),
+        "batched_datagrams": ("gcc", ["-O2", "-Wall", "-o", str(BUILD / binary), "batched_datagrams.c"]),
         "go_echo": ("go", ["build", "-o", str(BUILD / binary), "echo.go"]),
     }[binary]
     if not shutil.which(compiler):

@@ -41,7 +41,8 @@ class Sample:
     `disturbed` the part of the window in which the server (unless it has workers) or the load was ready to
     run and the core did other work; both are 0 without a window. `compared_with` is the server to which the
     ratios are. `timeouts` are clients of a burst that were not served within its limit; they are in the
-    latencies with what they waited.
+    latencies with what they waited. `lost` datagrams are those of the whole cell, warm-up included; in a
+    work that is not lossy they are among the errors.
     """
 
     server: str
@@ -59,6 +60,7 @@ class Sample:
     first_error: str | None
     compared_with: str
     timeouts: int = 0
+    lost: int = 0
     memory_before_kib: int = 0
     memory_held_kib: int = 0
     memory_per_connection_kib: float = 0.0
@@ -101,7 +103,7 @@ def measure_once(server: Server, workload: Workload, number: int, conditions: Co
 
 def _probe(server: RunningServer, workload: Workload) -> None:
     try:
-        (processes.probe_datagram if workload.mode == "udp" else processes.probe)(server.port)
+        (processes.probe_datagram if workload.over_udp else processes.probe)(server.port)
     except (OSError, ServerFailedError) as error:
         raise ServerFailedError(f"{error}: {server.last_words() or 'no message'}") from error
 
@@ -119,7 +121,7 @@ class _LoadRun:
         watched = ",".join(map(str, [running.process.pid] if server.workers else running.process_ids()))
         command = [str(LOADGEN), *workload.options(), "--port", str(running.port), "--watch", watched]
         command += ["--warmup", str(conditions.warmup), "--seconds", str(conditions.seconds)]
-        if workload.mode == "idle":
+        if workload.holds:
             time.sleep(SETTLE)
             self.memory_before = running.resident_kib()
         self.answer = self._run(command, workload, conditions)
@@ -127,11 +129,22 @@ class _LoadRun:
     def _run(self, command: list[str], workload: Workload, conditions: Conditions) -> dict[str, Any]:
         process = processes.start_pinned(command, conditions.cores.load)
         assert process.stdout is not None
-        if workload.mode == "idle":
+        if workload.holds:
             process.stdout.readline()  # the load generator ends by itself if this never comes
             time.sleep(SETTLE)
             self.memory_held = self._server.resident_kib()
-        return _answer_of(process, self._limit, "the load generator")
+        answer = _answer_of(process, self._limit, "the load generator")
+        if workload.mode == "sessions":
+            count_sessions(self._server.port, answer)
+        return answer
+
+
+def count_sessions(port: int, answer: dict[str, Any]) -> None:
+    """Add an error to `answer` when the server has fewer sessions than were opened: it paid for fewer."""
+    still_open = processes.ask_sessions(port)
+    if still_open < answer["operations"]:
+        answer["errors"] += 1
+        answer["first_error"] = answer["first_error"] or f"only {still_open} sessions are open"
 
 
 def _shut_down(server: Server, workload: Workload, conditions: Conditions) -> dict[str, Any]:
@@ -186,6 +199,7 @@ def _sample(
         first_error=answer["first_error"],
         compared_with=server.yardstick or workload.yardstick,
         timeouts=answer.get("timeouts", 0),
+        lost=answer.get("lost", 0),
         memory_before_kib=memory_before,
         memory_held_kib=memory_held,
         memory_per_connection_kib=held / operations if operations and memory_held else 0.0,

@@ -217,6 +217,21 @@ def probe_datagram(port: int, message: bytes = b"probe") -> None:
             raise ServerFailedError("answered the first datagram with something else")
 
 
+def ask_sessions(port: int) -> int:
+    """Return how many sessions a server has, the one that asks included.
+
+    Raises ServerFailedError when it does not tell.
+    """
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.connect(("127.0.0.1", port))
+        try:
+            client.send(b"sessions?")
+            return int(client.recv(100))
+        except (OSError, ValueError) as error:
+            raise ServerFailedError(f"does not say how many sessions it has: {error}") from error
+
+
 def _environment() -> dict[str, str]:
     """The checkout is what is measured, whatever else of that name is installed."""
     return {**os.environ, "PYTHONPATH": str(HERE.parent)}

@@ -52,7 +52,9 @@ def target_table(verdicts: Iterable[Verdict]) -> str:
 
 def workload_table(results: Results, workload: Workload) -> str:
     """Write the figures of all servers in one workload, the best first."""
-    note = "" if workload.mode in ("idle", "burst", "shutdown") else _note_on_ratios(results, workload)
+    note = (
+        "" if workload.holds or workload.mode in ("burst", "shutdown") else _note_on_ratios(results, workload)
+    )
     table = markdown_table(rows_of(results, workload))
     return f"### {workload.describe()}\n\n`{workload.key}`.{note}\n\n{table}"
 
@@ -100,7 +102,9 @@ def progress(sample: Sample) -> str:
     if sample.timeouts:
         line += f"  timed out {sample.timeouts}"
     if sample.memory_per_connection_kib:
-        line += f"  {sample.memory_per_connection_kib:.2f} KiB/connection"
+        line += f"  {sample.memory_per_connection_kib:.2f} KiB each"
+    if sample.lost:
+        line += f"  lost {sample.lost}"
     if sample.load_share > 0:
         line += f"  load {sample.load_share:4.0%}  disturbed {sample.disturbed:3.0%}"
     return line + (f"  ERRORS {sample.errors}: {sample.first_error}" if sample.errors else "")
@@ -108,19 +112,24 @@ def progress(sample: Sample) -> str:
 
 def _target_row(verdict: Verdict) -> list[str]:
     target = verdict.target
-    names = {"memory": "KiB/connection", "slowest": "slowest, s", "median": "median, ms"}
+    names = {
+        "memory": "KiB/connection",
+        "slowest": "slowest, s",
+        "median": "median, ms",
+        "session": "B/session",
+    }
     absolute = names.get(target.metric, target.metric)
     verdict_text = "met" if verdict.met else "MISSED"
     if verdict.troubles and target.metric != "errors":
         verdict_text += f" ({verdict.troubles} error{'s' if verdict.troubles > 1 else ''})"
-    value = f"{target.value:.0f}" if target.metric == "errors" else f"{target.value:.2f}"
+    write = "{:.0f}".format if target.metric in ("errors", "session") else "{:.2f}".format
     return [
         verdict.workload,
         target.subject,
-        target.yardstick or "",
+        target.yardstick or (f"beside {target.beside}" if target.beside else ""),
         f"{target.metric} ratio" if target.yardstick else absolute,
-        f"{'at least' if target.at_least else 'at most'} {value}",
-        ranged(verdict.measured, "{:.2f}".format),
+        f"{'at least' if target.at_least else 'at most'} {write(target.value)}",
+        ranged(verdict.measured, write),
         verdict_text,
     ]
 

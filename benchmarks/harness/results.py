@@ -17,6 +17,7 @@ METRICS: dict[Metric, Callable[[Sample], float]] = {
     "errors": lambda sample: sample.errors,
     "slowest": lambda sample: sample.latency_us["max"] / 1e6,
     "median": lambda sample: sample.latency_us["p50"] / 1e3,
+    "session": lambda sample: sample.memory_per_connection_kib * 1024,
 }
 
 
@@ -100,6 +101,14 @@ class Results:
             if base.get(sample.round, 0) > 0
         )
 
+    def difference(self, workload: str, server: str, beside: str, metric: Metric) -> Spread | None:
+        """Return the spread of the differences server - beside, each of the same round."""
+        value = METRICS[metric]
+        base = {sample.round: value(sample) for sample in self.of(workload, beside)}
+        return spread(
+            value(sample) - base[sample.round] for sample in self.of(workload, server) if sample.round in base
+        )
+
     def verdicts(self, targets: Iterable[Target]) -> list[Verdict]:
         """Return each target with what was measured, for the workloads that were."""
         found = []
@@ -117,11 +126,13 @@ class Results:
         return failed or bool(self.of(workload, server))
 
     def _troubles(self, target: Target, workload: str) -> int:
-        servers = (target.subject, target.yardstick)
+        servers = target.servers
         errors = sum(s.errors for s in self.samples if s.workload == workload and s.server in servers)
         return errors + sum(f.workload == workload and f.server in servers for f in self.failures)
 
     def _measured(self, target: Target, workload: str) -> Spread | None:
+        if target.beside is not None:
+            return self.difference(workload, target.subject, target.beside, target.metric)
         if target.yardstick is None:
             return self.figure(workload, target.subject, METRICS[target.metric])
         return self.ratio(workload, target.subject, target.yardstick, target.metric)

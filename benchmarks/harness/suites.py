@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .compat_suite import COMPAT_SERVERS, COMPAT_TARGETS, COMPAT_WORKLOADS
+from .datagram_suite import DATAGRAM_SERVERS, DATAGRAM_TARGETS, DATAGRAM_WORKLOADS
 from .servers import SERVERS, Server
 from .targets import TARGETS, Target
 from .workloads import WORKLOADS, Workload
@@ -31,6 +32,14 @@ _ALL = (
         COMPAT_WORKLOADS,
         COMPAT_SERVERS,
         COMPAT_TARGETS,
+    ),
+    Suite(
+        "datagrams",
+        "Benchmark results: datagrams",
+        "datagrams",
+        DATAGRAM_WORKLOADS,
+        DATAGRAM_SERVERS,
+        DATAGRAM_TARGETS,
     ),
 )
 

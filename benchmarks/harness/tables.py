@@ -90,6 +90,15 @@ def columns_of(workload: Workload) -> list[Column]:
             cpu,
             errors,
         ]
+    if workload.mode == "sessions":
+        return [
+            Column("RSS B/session", _figure(METRICS["session"], whole)),
+            Column("before MiB", _figure(lambda sample: sample.memory_before_kib / 1024)),
+            Column("held MiB", _figure(lambda sample: sample.memory_held_kib / 1024)),
+            Column("all open ms", _figure(_milliseconds)),
+            cpu,
+            errors,
+        ]
     if workload.mode == "storm":
         time = [Column("all served ms", _figure(_milliseconds)), Column("time ratio", _ratio("seconds"))]
         return [*time, *_latencies("p50", "p99", "max"), cpu, errors]
@@ -112,12 +121,14 @@ def columns_of(workload: Workload) -> list[Column]:
         *_latencies("p50", "p99", "p99.9", "max"),
         Column("load", _median(lambda sample: sample.load_share, percent)),
         Column("disturbed", _median(lambda sample: sample.disturbed, percent)),
+        *([Column("lost", _lost)] if workload.lossy else []),
         errors,
     ]
 
 
 _RANKED_BY: dict[str, Metric] = {
     "idle": "memory",
+    "sessions": "session",
     "storm": "seconds",
     "burst": "slowest",
     "shutdown": "median",
@@ -168,6 +179,10 @@ def _latencies(*names: str) -> list[Column]:
 def _compared_with(results: Results, workload: Workload, server: str) -> str:
     yardstick = results.yardstick(workload.key, server)
     return "" if yardstick == server else yardstick
+
+
+def _lost(results: Results, workload: Workload, server: str) -> str:
+    return str(sum(sample.lost for sample in results.of(workload.key, server)))
 
 
 def _errors(results: Results, workload: Workload, server: str) -> str:

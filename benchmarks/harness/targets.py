@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Metric = Literal["rate", "cpu", "seconds", "memory", "errors", "slowest", "median"]
+Metric = Literal["rate", "cpu", "seconds", "memory", "errors", "slowest", "median", "session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,8 @@ class Target:
     With a yardstick the metric is the ratio subject : yardstick of the same round, else an absolute figure:
     rate in operations a second, cpu in microseconds an operation, seconds (storm: till all are served),
     memory in KiB of RSS a connection, errors as their number, slowest in seconds for the slowest operation,
-    median in milliseconds for an operation.
+    median in milliseconds for an operation, session in bytes of RSS. What the server `beside` has in the same
+    round is taken off that first.
     """
 
     workloads: tuple[str, ...]
@@ -24,6 +25,12 @@ class Target:
     value: float
     yardstick: str | None = None
     at_least: bool = True
+    beside: str | None = None
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The servers whose figures this rests on."""
+        return tuple(name for name in (self.subject, self.yardstick, self.beside) if name)
 
     def met_by(self, measured: float) -> bool:
         """Whether `measured` satisfies the bound."""

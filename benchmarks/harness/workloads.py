@@ -14,7 +14,7 @@ class Workload:
     `server_options` are words that it has on its command line for this work. `size` is in bytes. All ratios
     of the tables are to the server named `yardstick`, where a server does not name another. `limit` is in
     seconds, after which a client of a burst has timed out. With mode "shutdown" no load is generated:
-    `connections` servers are shut down.
+    `connections` servers are shut down. In a `lossy` work a lost datagram is a figure and not an error.
     """
 
     family: str
@@ -28,6 +28,7 @@ class Workload:
     yardstick: str = "uvloop-protocol"
     server_options: tuple[str, ...] = ()
     limit: float = 30.0
+    lossy: bool = False
 
     @property
     def key(self) -> str:
@@ -40,17 +41,38 @@ class Workload:
     @property
     def operation(self) -> str:
         """What is counted."""
-        names = {"echo": "message", "lines": "line", "udp": "datagram", "shutdown": "shutdown"}
+        names = {
+            "echo": "message",
+            "lines": "line",
+            "udp": "datagram",
+            "sessions": "session",
+            "shutdown": "shutdown",
+        }
         return names.get(self.mode, "connection")
 
     @property
     def has_window(self) -> bool:
         """Whether operations are counted in a window of time, and not up to a number."""
-        return self.mode not in ("storm", "burst", "idle", "shutdown")
+        return self.mode not in ("storm", "burst", "idle", "sessions", "shutdown")
+
+    @property
+    def holds(self) -> bool:
+        """Whether the load waits when everything is open, so that the server's memory can be read."""
+        return self.mode in ("idle", "sessions")
+
+    @property
+    def descriptors(self) -> int:
+        """How many sockets the load or the server has open at a time."""
+        return 0 if self.mode == "sessions" else self.connections
+
+    @property
+    def over_udp(self) -> bool:
+        """Whether datagrams are sent."""
+        return self.mode in ("udp", "sessions")
 
     def describe(self) -> str:
         """Return the heading of this work's table."""
-        size = f"{self.size} B" if self.size < 1024 else f"{self.size // 1024} KiB"
+        size = f"{self.size} B" if self.size % 1024 else f"{self.size // 1024} KiB"
         return {
             "echo": f"{'TLS echo' if self.tls else 'Echo'}, {size}, {self.connections} connections",
             "lines": f"Lines of {size}, {self.in_flight} in flight on each of {self.connections} connections",
@@ -60,6 +82,7 @@ class Workload:
             "udp": f"UDP, {size} there and back, {self.in_flight} in flight on {self.connections} sockets",
             "shutdown": f"shutdown() of an idle server, {self.connections} times",
             "idle": f"{self.connections} idle connections",
+            "sessions": f"{self.connections} sessions with one datagram of {size} each",
         }[self.mode]
 
     def options(self) -> list[str]:
@@ -67,6 +90,7 @@ class Workload:
         words = [self.mode, "--connections", str(self.connections), "--size", str(self.size)]
         words += ["--in-flight", str(self.in_flight), "--repeat", str(self.repeat)]
         words += ["--limit", str(self.limit)]
+        words += ["--lossy"] if self.lossy else []
         return [*words, "--tls"] if self.tls else words
 
 

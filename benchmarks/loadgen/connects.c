@@ -3,7 +3,6 @@
 #include "loadgen.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -272,13 +271,6 @@ static void establish(struct visits *self)
     count_missing(self, ESTABLISH_LIMIT);
 }
 
-static void wait_for_the_word(double seconds)
-{
-    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
-    while (poll(&input, 1, (int)(seconds * 1000)) < 0 && errno == EINTR)
-        continue;
-}
-
 void run_idle(const struct options *options, struct result *result)
 {
     struct visits self = visits_create(options, result);
@@ -290,9 +282,7 @@ void run_idle(const struct options *options, struct result *result)
     result->usage = usage_between(before, usage_now(options));
     result->operations = self.served;
     result->rate = (double)self.served / result->seconds;
-    printf("{\"event\": \"held\", \"connections\": %llu}\n", (unsigned long long)self.served);
-    fflush(stdout);
-    wait_for_the_word(options->hold);
+    hold(options, self.served);
     turn(&self, 0, false); /* held connections must still be there, and silent */
     close_all(&self);
 }

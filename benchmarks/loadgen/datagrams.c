@@ -126,7 +126,16 @@ static void on_readable(struct datagrams *self, struct client *client)
     }
 }
 
-static void count_lost(struct datagrams *self, uint64_t now)
+static void count_lost(struct datagrams *self, struct client *client, struct flight *flight)
+{
+    if (self->options->lossy)
+        self->result->lost++;
+    else
+        fail_with(self->result, LOST, 1, "socket %d: no reply to datagram %llu within %.1f s", client->number,
+                  (unsigned long long)flight->number, self->options->patience);
+}
+
+static void look_for_lost(struct datagrams *self, uint64_t now)
 {
     uint64_t patience = (uint64_t)(self->options->patience * 1e9);
     self->looked_at = now;
@@ -136,8 +145,7 @@ static void count_lost(struct datagrams *self, uint64_t now)
             struct flight *flight = &client->flights[index];
             if (!flight->waiting || now < flight->sent_at + patience)
                 continue;
-            fail_with(self->result, LOST, 1, "socket %d: no reply to datagram %llu within %.1f s", number,
-                      (unsigned long long)flight->number, self->options->patience);
+            count_lost(self, client, flight);
             flight->lost = flight->number + 1;
             next(self, client, flight);
         }
@@ -159,7 +167,7 @@ static uint64_t run_until(struct datagrams *self, uint64_t until, bool while_wai
         }
         now = nanoseconds();
         if (now >= self->looked_at + LOOK_NS)
-            count_lost(self, now);
+            look_for_lost(self, now);
     }
     return now;
 }

@@ -1,5 +1,7 @@
 #include "loadgen.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -84,6 +86,15 @@ bool check_echo(struct result *result, int connection, uint64_t sent, uint64_t p
     return false;
 }
 
+void hold(const struct options *options, uint64_t held)
+{
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    printf("{\"event\": \"held\", \"connections\": %llu}\n", (unsigned long long)held);
+    fflush(stdout);
+    while (poll(&input, 1, (int)(options->hold * 1000)) < 0 && errno == EINTR)
+        continue;
+}
+
 static uint64_t failures(const struct result *result)
 {
     uint64_t all = 0;
@@ -101,7 +112,8 @@ static void print_result(const struct options *options, const struct result *res
     printf("\"latency_us\": {\"p50\": %.1f, \"p99\": %.1f, \"p99.9\": %.1f, \"max\": %.1f}, ",
            histogram_percentile(latency, 50) / 1e3, histogram_percentile(latency, 99) / 1e3,
            histogram_percentile(latency, 99.9) / 1e3, (double)latency->maximum / 1e3);
-    printf("\"timeouts\": %llu, ", (unsigned long long)result->timeouts);
+    printf("\"timeouts\": %llu, \"lost\": %llu, ", (unsigned long long)result->timeouts,
+           (unsigned long long)(result->lost + result->failures[LOST]));
     printf("\"errors\": %llu, \"errors_by_kind\": {", (unsigned long long)failures(result));
     for (int kind = 0; kind < FAILURES; kind++)
         printf("%s\"%s\": %llu", kind ? ", " : "", names[kind], (unsigned long long)result->failures[kind]);
@@ -139,6 +151,7 @@ int main(int argc, char **argv)
     case MODE_BURST: run_burst(&options, &result); break;
     case MODE_IDLE: run_idle(&options, &result); break;
     case MODE_UDP: run_datagrams(&options, &result); break;
+    case MODE_SESSIONS: run_sessions(&options, &result); break;
     case MODES: break;
     }
     print_result(&options, &result);

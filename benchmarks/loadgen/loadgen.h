@@ -11,6 +11,7 @@ enum failure { CORRUPT, EXTRA, MISSING, CLOSED, CONNECT, LOST, FAILURES };
 struct result {
     uint64_t operations; /* in the measured window, or served connections */
     uint64_t timeouts;   /* burst: clients that were not served in time */
+    uint64_t lost;       /* udp: datagrams without a reply, where that is no error */
     double seconds;      /* of that window; storm, burst: the median of the repeats */
     double rate;         /* operations a second; storm: of the median one */
     struct histogram latency;
@@ -34,11 +35,15 @@ void pattern_create(const struct options *options);
 bool check_echo(struct result *result, int connection, uint64_t sent, uint64_t position, const unsigned char *bytes,
                 size_t size);
 
+/* Says that `held` connections or sessions are there, and waits for the word to go on, or the end of the input. */
+void hold(const struct options *options, uint64_t held);
+
 void run_steady(const struct options *options, struct result *result);
 void run_churn(const struct options *options, struct result *result);
 void run_storm(const struct options *options, struct result *result);
 void run_burst(const struct options *options, struct result *result);
 void run_idle(const struct options *options, struct result *result);
 void run_datagrams(const struct options *options, struct result *result);
+void run_sessions(const struct options *options, struct result *result);
 
 #endif

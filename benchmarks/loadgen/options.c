@@ -16,7 +16,9 @@ static const char USAGE[] =
     "          has timed out, which is a result and not an error\n"
     "  idle    open --connections, one echo each, hold them until a line or the end of stdin\n"
     "  udp     --connections sockets, --in-flight datagrams of each on their way; without its reply after\n"
-    "          --patience seconds a datagram is lost, which is an error\n"
+    "          --patience seconds a datagram is lost, which is an error, but with --lossy\n"
+    "  sessions  a datagram there and back from each of --connections source addresses, one after the other,\n"
+    "          then as idle\n"
     "options: --host 127.0.0.1 --connections 64 --size 64 --in-flight 1 (lines: 16) --repeat 1\n"
     "         --warmup 0.3 --seconds 1 --patience 2 --limit 30 --hold 120 (seconds)\n"
     "         --tls (echo and lines; TLS 1.3, certificate not verified)\n"
@@ -61,7 +63,7 @@ static void parse_watched(struct options *self, const char *text)
 
 static void set_mode(struct options *self, const char *name)
 {
-    static const char *names[MODES] = {"echo", "lines", "churn", "storm", "burst", "idle", "udp"};
+    static const char *names[MODES] = {"echo", "lines", "churn", "storm", "burst", "idle", "udp", "sessions"};
     for (int index = 0; index < MODES; index++)
         if (strcmp(name, names[index]) == 0) {
             self->mode = (enum mode)index;
@@ -89,6 +91,7 @@ static void set_option(struct options *self, int option, const char *value)
     case 'L': self->limit = seconds("--limit", value); break;
     case 'H': self->hold = seconds("--hold", value); break;
     case 't': self->tls = true; break;
+    case 'l': self->lossy = true; break;
     case 'W': parse_watched(self, value); break;
     case 'f':
 #ifdef HAVE_OPENSSL
@@ -106,6 +109,7 @@ struct options options_parse(int argc, char **argv)
         {"host", 1, 0, 'a'}, {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"size", 1, 0, 's'},
         {"in-flight", 1, 0, 'k'}, {"repeat", 1, 0, 'r'}, {"warmup", 1, 0, 'w'}, {"seconds", 1, 0, 'd'},
         {"patience", 1, 0, 'P'}, {"limit", 1, 0, 'L'}, {"hold", 1, 0, 'H'}, {"tls", 0, 0, 't'},
+        {"lossy", 0, 0, 'l'},
         {"watch", 1, 0, 'W'}, {"features", 0, 0, 'f'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0},
     };
     struct options self = {
@@ -124,6 +128,8 @@ struct options options_parse(int argc, char **argv)
         fail("--port", "is needed");
     if (self.mode == MODE_LINES && self.size < 2)
         fail("--size", "a line has at least two bytes");
+    if (self.mode == MODE_SESSIONS && self.size > 65507)
+        fail("--size", "a datagram has at most 65507 bytes");
     if (self.mode == MODE_UDP && (self.size < 8 || self.size > 65507))
         fail("--size", "a datagram has 8 to 65507 bytes, the first 8 of them its number");
     if ((double)self.size * self.in_flight > 1 << 26)

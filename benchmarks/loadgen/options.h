@@ -6,14 +6,14 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum mode { MODE_ECHO, MODE_LINES, MODE_CHURN, MODE_STORM, MODE_BURST, MODE_IDLE, MODE_UDP, MODES };
+enum mode { MODE_ECHO, MODE_LINES, MODE_CHURN, MODE_STORM, MODE_BURST, MODE_IDLE, MODE_UDP, MODE_SESSIONS, MODES };
 enum { MAXIMUM_WATCHED = 16 };
 
 struct options {
     enum mode mode;
     const char *mode_name;
     struct sockaddr_in address;
-    int connections;   /* echo, lines, churn, udp: at a time; storm, burst, idle: altogether */
+    int connections;   /* echo, lines, churn, udp: at a time; storm, burst, idle, sessions: altogether */
     size_t size;       /* bytes of a message, of a line with its newline */
     int in_flight;     /* messages on their way on each connection */
     int repeat;        /* storms or bursts one after the other */
@@ -21,7 +21,8 @@ struct options {
     double seconds;    /* measured */
     double patience;   /* seconds without the missing answers before they count as errors */
     double limit;      /* burst: seconds after which a client that was not served has timed out */
-    double hold;       /* idle: seconds to wait at most for the word to close */
+    bool lossy;        /* udp: a lost datagram is counted, and is no error */
+    double hold;       /* idle, sessions: seconds to wait at most for the word to close */
     bool tls;
     pid_t watched[MAXIMUM_WATCHED]; /* processes whose CPU time is reported */
     int watched_count;
