@@ -222,10 +222,6 @@ class DatagramEndpoint:
         logger.debug("%s: a packet to %s: %s", self.address, error.peer, os.strerror(error.errno))
         self._host.network_error(self, error)
 
-    def take_errors(self) -> None:
-        """Look for errors that have come back."""
-        self.packets.take_errors()
-
     # --- sending ---
 
     async def send(self, data: Bytes, peer: Endpoint) -> None:
@@ -299,6 +295,7 @@ class DatagramEndpoint:
 
     def on_writable(self) -> None:
         """See ``Pollable``."""
+        self.packets.take_errors()  # While one waits the socket is "writable", whether there is room or not.
         self.packets.flush()
         if not self.packets.blocked:
             self._stop_watching_writable()

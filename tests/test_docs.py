@@ -347,7 +347,6 @@ INTERNAL = {
         "start",
         "stop_receiving",
         "sweep",
-        "take_errors",
     },
     "Session": {
         "close",

@@ -445,6 +445,26 @@ async def test_what_was_kept_back_until_the_end_is_counted(
 
 
 @both_kinds
+@needs_linux
+async def test_errors_are_read_where_only_room_is_waited_for(
+    serve: Serve, kind: type[Packets], udp_peer: Callable[[], Peer], obstruction: Obstruction
+) -> None:
+    """The socket is reported as ready for as long as one waits, also while nothing is received."""
+    endpoint = await serve(ignore)
+    endpoint.pause()
+    gone = udp_peer()
+    name = gone.endpoint
+    gone.socket.close()
+    await within(endpoint.send(b"anybody?", name))
+    obstruction.on = True
+    waiting = asyncio.create_task(endpoint.send(bytes(3_000), udp_peer().endpoint))
+    await wait_until(lambda: endpoint.packets.blocked)
+    await wait_until(lambda: endpoint.statistics().network_errors == 1)
+    obstruction.on = False
+    await within(waiting)
+
+
+@both_kinds
 async def test_there_is_no_room_in_time(
     serve: Serve, kind: type[Packets], udp_peer: Callable[[], Peer], obstruction: Obstruction
 ) -> None:
