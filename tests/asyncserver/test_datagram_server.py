@@ -537,7 +537,7 @@ async def test_errors_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             await wait_until(lambda: adds_up(server).running == 2)
         gone.set()
         await ended(server, 2)
-        server.endpoints[0].take_errors()
+        server.endpoints[0].packets.take_errors()
         await wait_until(lambda: server.statistics().network_errors >= 1)
         now = server.statistics()
         assert now.endpoints[0].network_errors == now.network_errors

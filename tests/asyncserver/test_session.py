@@ -562,7 +562,7 @@ async def test_unreachable_is_raised_once_after_the_packets(peers: Peers) -> Non
         await wait_until(lambda: server.statistics().queued == 2)
         peer.close()
         await handlers.sessions[0].send(b"nobody is there")
-        server.endpoints[0].take_errors()
+        server.endpoints[0].packets.take_errors()
         await wait_until(lambda: server.statistics().network_errors == 1)
         go_on.set()
         await wait_until(lambda: len(seen) == 3)
