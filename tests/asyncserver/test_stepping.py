@@ -165,18 +165,24 @@ async def test_receiving_from_the_stream_of_another_handler() -> None:
             await gate.wait()
             return await stream.receive()
 
-        async def borrow(stream: Stream) -> list[bytes]:
+        borrowed: list[bytes] = []
+
+        async def borrow(stream: Stream) -> None:
             assert await stream.receive() == b"start"
-            return [await one.receive() for _ in range(3)]
+            for _ in range(3):
+                borrowed.append(await one.receive())
 
         lending, borrowing = driven(one, lend), driven(other, borrow)
         await one_peer.send(b"start")
+        await wait_until(lambda: one.bytes_received == len(b"start") and not one.receiving)
         await other_peer.send(b"start")
         await wait_until(lambda: one.receiving, what="the borrower to receive")
         for data in b"1", b"2", b"3":
             one_peer.send_now(data)
+            await wait_until(lambda data=data: borrowed[-1:] == [data])
             await turns(6)
-        assert await within(borrowing) == [b"1", b"2", b"3"]
+        await within(borrowing)
+        assert borrowed == [b"1", b"2", b"3"]
         gate.set()
         await one_peer.send(b"4")
         assert await within(lending) == b"4"
