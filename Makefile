@@ -3,6 +3,7 @@
 #   make serve                      start the line-echo example on 127.0.0.1:9999
 #   make test                       run the whole suite
 #   make lint                       ruff, mypy and pyright
+#   make docs                       build the documentation into docs/_build/html; needs Graphviz
 #   make bench                      run the benchmarks
 #   make clean                      remove whatever the other targets made
 #
@@ -27,7 +28,7 @@ endif
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve test lint lint-style lint-format lint-mypy lint-pyright bench clean
+.PHONY: help serve test lint lint-style lint-format lint-mypy lint-pyright docs bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +53,13 @@ lint-mypy: $(VENV)/.has-lint
 # --pythonpath: the packages to look into are those of this environment, wherever pyright itself was found.
 lint-pyright: $(VENV)/.has-lint
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# -W --keep-going: every warning is shown, and each of them is an error in the end. -E: from scratch, because a page
+# that did not change may lead to one that did.
+docs: $(VENV)/.has-docs
+	@command -v dot >/dev/null || { echo "The diagrams need Graphviz's dot: apt-get install graphviz" >&2; exit 1; }
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -E -q docs docs/_build/html
+	@echo "Built docs/_build/html/index.html"
 
 bench: $(VENV)/.has-bench $(VENV)/.has-peers
 	$(MAKE) -C benchmarks/loadgen

@@ -32,6 +32,7 @@ LAYERS = (
         sockets *_sockets socket_options systemd peers poller stepping
         stream stream_settings channel receiving sending closing lending tls tls_*
         multicast datagram_socket_options ancillary packets packets_mmsg seat
+        memory memory_*
         """,
     ),
     (
@@ -43,14 +44,20 @@ LAYERS = (
         """,
     ),
     ("server", "server handlers loops runner signals lifecycle responding datagram_server datagram_handlers"),
-    ("tools", "cli cli_* loading __main__"),
+    ("tools", "cli cli_* loading __main__ testing pytest_plugin"),
 )
 TOOLS = len(LAYERS) - 1
 
 NO_INPUT_OR_OUTPUT = {"asyncio", "select", "selectors", "socket", "ssl", "subprocess"}
 """What the values, layer 0, may not import."""
 
-THIRD_PARTY = {"anyio": "*", "uvloop": "loops", "click": "cli*"}
+THIRD_PARTY = {
+    "anyio": "*",
+    "uvloop": "loops",
+    "click": "cli*",
+    "pytest": "pytest_plugin",
+    "trustme": "testing",
+}
 """Which modules of asyncserver may import what is not in the standard library."""
 
 REPOSITORY = Path(__file__).parent.parent

@@ -170,7 +170,7 @@ async def test_receiving_from_the_stream_of_another_handler() -> None:
         async def borrow(stream: Stream) -> None:
             assert await stream.receive() == b"start"
             for _ in range(3):
-                borrowed.append(await one.receive())
+                borrowed[len(borrowed) :] = [await one.receive()]
 
         lending, borrowing = driven(one, lend), driven(other, borrow)
         await one_peer.send(b"start")
