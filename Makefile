@@ -2,7 +2,7 @@
 #
 #   make serve                      start the line-echo example on 127.0.0.1:9999
 #   make test                       run the whole suite
-#   make lint                       ruff, mypy and pyright
+#   make lint                       ruff, mypy and pyright, and whether every public name has a type
 #   make docs                       build the documentation into docs/_build/html; needs Graphviz
 #   make bench                      run the benchmarks
 #   make clean                      remove whatever the other targets made
@@ -28,7 +28,7 @@ endif
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve test lint lint-style lint-format lint-mypy lint-pyright docs bench clean
+.PHONY: help serve test lint lint-style lint-format lint-mypy lint-pyright lint-types docs bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,7 @@ serve: $(VENV)/.has-cli
 test: $(VENV)/.has-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: lint-style lint-format lint-mypy lint-pyright
+lint: lint-style lint-format lint-mypy lint-pyright lint-types
 
 lint-style: $(VENV)/.has-lint
 	$(BIN)/ruff check .
@@ -49,10 +49,23 @@ lint-format: $(VENV)/.has-lint
 
 lint-mypy: $(VENV)/.has-lint
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
 
 # --pythonpath: the packages to look into are those of this environment, wherever pyright itself was found.
 lint-pyright: $(VENV)/.has-lint
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Whether those who use the packages get a type for everything. Pyright looks where a package is installed (not
+# edited), and asks the Python on PATH where that is.
+lint-types: $(VENV)/.has-lint
+	@rm -rf build/installed
+	@$(INSTALL) --no-deps --target build/installed .
+	@for package in asyncserver compat; do \
+	    PYTHONPATH=$(CURDIR)/build/installed PATH="$(abspath $(BIN)):$$PATH" \
+	        pyright --verifytypes $$package --ignoreexternal >build/$$package-types.txt \
+	        || { cat build/$$package-types.txt; exit 1; }; \
+	    echo "$$package: $$(grep 'completeness score' build/$$package-types.txt)"; \
+	done
 
 # -W --keep-going: every warning is shown, and each of them is an error in the end. -E: from scratch, because a page
 # that did not change may lead to one that did.

@@ -43,7 +43,12 @@ from asyncserver.datagram_endpoint import DatagramEndpoint
 from asyncserver.datagram_handlers import AnyDatagramHandler, DatagramHandler, SessionHandler, sessions
 from asyncserver.datagram_limits import DatagramLimits, DatagramTimeouts
 from asyncserver.datagram_options import DatagramOptions, MulticastGroup
-from asyncserver.datagram_server import DatagramLifespan, DatagramServer, serve_datagrams
+from asyncserver.datagram_server import (
+    DatagramLifespan,
+    DatagramServer,
+    DatagramServerOptions,
+    serve_datagrams,
+)
 from asyncserver.datagram_statistics import DatagramStatistics, EndpointStatistics, SessionEnd
 from asyncserver.errors import (
     AddressError,
@@ -68,6 +73,7 @@ from asyncserver.handlers import Handler, StreamHandler, Verify
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.loops import LoopName, loop_factory
+from asyncserver.memory import memory_stream_pair
 from asyncserver.options import KeepAlive, SocketOptions
 from asyncserver.peers import PeerCredentials
 from asyncserver.receiving import LineIterator
@@ -81,7 +87,7 @@ from asyncserver.responding import (
     SyslogFrames,
 )
 from asyncserver.runner import run, run_datagrams, run_server
-from asyncserver.server import Lifespan, Server, serve
+from asyncserver.server import Lifespan, Server, ServerOptions, serve
 from asyncserver.session import Session
 from asyncserver.states import CloseReason, ConnectionState
 from asyncserver.statistics import DrainReport, ListenerStatistics, ServerStatistics
@@ -112,6 +118,7 @@ __all__ = [
     "DatagramLimits",
     "DatagramOptions",
     "DatagramServer",
+    "DatagramServerOptions",
     "DatagramStatistics",
     "DatagramTimeouts",
     "DrainReport",
@@ -143,6 +150,7 @@ __all__ = [
     "Responder",
     "SendTimeoutError",
     "Server",
+    "ServerOptions",
     "ServerStateError",
     "ServerStatistics",
     "Session",
@@ -170,6 +178,7 @@ __all__ = [
     "__version__",
     "current_connection",
     "loop_factory",
+    "memory_stream_pair",
     "parse_address",
     "run",
     "run_datagrams",

@@ -107,7 +107,7 @@ def check_port(port: object) -> int:
     if isinstance(port, bool) or not isinstance(port, int):
         raise AddressError("port", port, "must be a number")
     if not 0 <= port <= 65535:
-        raise AddressError("port", port, "must be 0 to 65535")
+        raise AddressError("port", port, "must be 0 to 65535 (0 lets the kernel choose)")
     return port
 
 
@@ -126,10 +126,13 @@ def check_unix_path(path: object) -> str:
         raise AddressError("path", path, "cannot be encoded as a file name") from None
     if size > MAX_UNIX_PATH_BYTES:
         raise AddressError(
-            "path", path, f"has {size} bytes; the kernel takes at most {MAX_UNIX_PATH_BYTES} (sun_path)"
+            "path",
+            path,
+            f"has {size} bytes, and the kernel takes at most {MAX_UNIX_PATH_BYTES} (sun_path): "
+            "take a shorter one, such as unix:///run/app.sock, or a relative one, such as unix:app.sock",
         )
     if not normal.startswith("@") and normal.rpartition("/")[2] in ("", ".", ".."):
-        raise AddressError("path", path, "names a directory")
+        raise AddressError("path", path, "names a directory: name a file in it, as in unix:///run/app.sock")
     return normal
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from asyncserver.address_rules import percent_decode, percent_encode
+from asyncserver.checks import similar
 from asyncserver.errors import AddressError
 
 __all__ = [
@@ -24,6 +25,17 @@ __all__ = [
 
 _SCHEMES = "tcp, unix, udp, unixgram, fd, systemd, or a scheme of streams after tls+"
 _DATAGRAM_SCHEMES = ("udp", "unixgram")
+
+# Schemes that others write, and what they are here.
+_OF_PROTOCOLS = {"http": "tcp://", "ws": "tcp://", "https": "tls+tcp://", "wss": "tls+tcp://"}
+_MEANT = {
+    **dict.fromkeys(("tls", "ssl", "tcps", "tcp+tls", "tcp+ssl", "ssl+tcp"), "tls+tcp://"),
+    **dict.fromkeys(("unix+tls", "tls-unix"), "tls+unix:"),
+    **dict.fromkeys(("unix-dgram", "unixdgram", "unix+dgram"), "unixgram:"),
+    **dict.fromkeys(("tcp4", "tcp6"), "tcp://"),
+    **dict.fromkeys(("udp4", "udp6"), "udp://"),
+    **dict.fromkeys(("file", "ipc"), "unix:"),
+}
 
 
 class AddressText(NamedTuple):
@@ -113,22 +125,26 @@ def _no_scheme(text: str, scheme: str) -> AddressError:
     # "localhost:80", ":80", "127.0.0.1:80" and "[::1]:80" have something before the port that no scheme is.
     if re.fullmatch(r"(\[[^]/]*\]|[^:/?@]*):[0-9]+(\?.*)?", text):
         return AddressError("scheme", "", f"is missing; did you mean tcp://{text}?")
-    if text.startswith(("@", "./", "../")):
-        return AddressError("scheme", "", f"is missing; did you mean unix:{text}?")
+    if re.fullmatch(r"localhost|[0-9]+(\.[0-9]+){3}|\[[^]/]*\]", text):
+        return AddressError("scheme", "", f"is missing, and the port; did you mean tcp://{text}:9999?")
     if text.startswith("/"):
         return AddressError("scheme", "", f"is missing; did you mean unix://{text}?")
-    if scheme.lower() in ("tls", "ssl"):
-        return AddressError("scheme", scheme, "is not a transport; did you mean tls+tcp://?")
-    if scheme.lower() in ("unix-dgram", "unixdgram"):
-        return AddressError("scheme", scheme, "is not a transport; did you mean unixgram:?")
-    return AddressError("scheme", scheme, f"must be {_SCHEMES}")
+    if text.startswith(("@", "./", "../")) or text.endswith((".sock", ".socket")):
+        return AddressError("scheme", "", f"is missing; did you mean unix:{text}?")
+    if scheme.lower() in _OF_PROTOCOLS:
+        transport = _OF_PROTOCOLS[scheme.lower()]
+        return AddressError("scheme", scheme, f"is a protocol, not a transport; did you mean {transport}?")
+    if scheme.lower() in _MEANT:
+        return AddressError("scheme", scheme, f"is not a transport; did you mean {_MEANT[scheme.lower()]}?")
+    hint = similar(scheme.lower(), _OPTIONS) or ", as in tcp://127.0.0.1:9999"
+    return AddressError("scheme", scheme, f"must be {_SCHEMES}{hint}")
 
 
 def parse_number(part: str, text: str) -> int:
     """A decimal number without a sign."""
     if not text:
-        hint = " (0 lets the kernel choose)" if part == "port" else ""
-        raise AddressError(part, text, f"is missing{hint}")
+        hint = "; write it behind the host, as in 127.0.0.1:9999 (0 lets the kernel choose)"
+        raise AddressError(part, text, f"is missing{hint if part == 'port' else ''}")
     if not re.fullmatch(r"[0-9]{1,10}", text):
         raise AddressError(part, text, "must be a number")
     return int(text)
@@ -175,7 +191,8 @@ def _parse_options(transport: str, query: str | None) -> dict[str, Any]:
         value = percent_decode(part, escaped)
         if name not in _OPTIONS[transport]:
             known = ", ".join(_OPTIONS[transport]) or "none"
-            raise AddressError(part, value, f"is unknown; a {transport} address has: {known}")
+            hint = similar(name, _OPTIONS[transport])
+            raise AddressError(part, value, f"is unknown; a {transport} address has: {known}{hint}")
         if name in options:
             raise AddressError(part, value, "is given twice")
         if not value:

@@ -25,6 +25,7 @@ obey the same rules, and ``parse_address(str(address)) == address`` for every ad
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypeAlias
@@ -162,6 +163,7 @@ class FDAddress:
     """
 
     fd: int
+    """The descriptor's number."""
 
     _: KW_ONLY
 
@@ -181,6 +183,7 @@ class SystemdAddress:
     """The sockets that systemd passed under a name (``FileDescriptorName=``); "" stands for all of them."""
 
     name: str = ""
+    """The name that they were passed under."""
 
     _: KW_ONLY
 
@@ -202,6 +205,7 @@ DatagramAddress: TypeAlias = UDPAddress | UnixDatagramAddress | FDAddress | Syst
 """What a ``DatagramServer`` receives on."""
 
 Address: TypeAlias = StreamAddress | UDPAddress | UnixDatagramAddress
+"""Any kind of address."""
 
 
 def parse_address(text: str | Address) -> Address:
@@ -213,16 +217,38 @@ def parse_address(text: str | Address) -> Address:
         return text
     # The annotation is no proof: this is where values from configuration files come in.
     if not isinstance(text, str):
-        raise AddressError("address", text, "must be a string or an address object")
-    parts = split_address(text)
-    return _BUILDERS[parts.transport](parts.body, parts.tls, parts.options)
+        raise AddressError("address", text, f"must be a string or an address object{_as_text(text)}")
+    try:
+        parts = split_address(text)
+        return _BUILDERS[parts.transport](parts.body, parts.tls, parts.options)
+    except AddressError as error:
+        error.add_note(f"in the address {text!r}")
+        raise
+
+
+def _as_text(given: object) -> str:
+    """How to write what somebody has given for an address."""
+    value: Any = given
+    if isinstance(given, int):
+        return f", as in 'tcp://127.0.0.1:{value}'"
+    if isinstance(given, os.PathLike):
+        return f", as in 'unix:{value}'"
+    if isinstance(given, tuple) and len(value) == 2:
+        return f", as in 'tcp://{value[0]}:{value[1]}'"
+    if isinstance(given, list | tuple | set):
+        return ": give each as an argument of its own, *addresses"
+    return ", as in 'tcp://127.0.0.1:9999'"
+
+
+_TO_SERVE_DATAGRAMS = "serve it with run_datagrams(), serve_datagrams() or DatagramServer"
+_TO_SERVE_STREAMS = "serve it with run(), serve() or Server"
 
 
 def stream_address(address: str | Address) -> StreamAddress:
     """``parse_address`` for servers of streams: raises ``AddressError`` for the address of datagrams."""
     parsed = parse_address(address)
     if isinstance(parsed, UDPAddress | UnixDatagramAddress):
-        raise AddressError("scheme", _scheme(parsed), "is a datagram address: serve it with DatagramServer")
+        raise AddressError("scheme", _scheme(parsed), f"is for datagrams: {_TO_SERVE_DATAGRAMS}")
     return parsed
 
 
@@ -230,7 +256,7 @@ def datagram_address(address: str | Address) -> DatagramAddress:
     """``parse_address`` for servers of datagrams: raises ``AddressError`` for streams, and for TLS."""
     parsed = parse_address(address)
     if isinstance(parsed, TCPAddress | UnixAddress):
-        raise AddressError("scheme", _scheme(parsed), "is a stream address: serve it with Server")
+        raise AddressError("scheme", _scheme(parsed), f"is for streams: {_TO_SERVE_STREAMS}")
     if isinstance(parsed, FDAddress | SystemdAddress) and parsed.tls:
         raise AddressError("scheme", _scheme(parsed), "datagrams have no TLS here")
     return parsed
@@ -258,7 +284,7 @@ def _host_and_port(transport: str, body: str) -> tuple[str, int]:
         raise AddressError("host", body, f"must stand after two slashes, as in {transport}://127.0.0.1:9999")
     authority, slash, path = body[2:].partition("/")
     if slash:
-        raise AddressError("path", slash + path, f"a {transport.upper()} address has none")
+        raise AddressError("path", slash + path, f"a {transport.upper()} address has none: leave it out")
     host, port = split_host_and_port(authority)
     return host, parse_number("port", port)
 

@@ -19,7 +19,7 @@ except ImportError:  # Windows has no such limit.
 
 __all__ = ["Admission"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # Descriptors that are left to the program itself: its log files, databases, the loop's own.
 _RESERVED_DESCRIPTORS = 64
@@ -38,7 +38,7 @@ class Admission:
         self._bucket: TokenBucket | None = None
         self._token_taken = False
         self._refill: asyncio.TimerHandle | None = None
-        self.limits = limits
+        self.limits: Limits = limits
         self._most: int | None = None
 
     @property

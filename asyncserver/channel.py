@@ -121,7 +121,9 @@ class Channel(Steppable):
         self._closed = False
         self._aborted = False
         self.bytes_received: int = 0
+        """Bytes taken from the kernel; under TLS what was inside."""
         self.bytes_sent: int = 0
+        """Bytes given to the kernel; under TLS what was inside."""
         # What the coroutine that is being stepped may still do before the others have their turn.
         # Zero when none is, and when sending is over: whatever is zero takes the careful path.
         self._budget = 0
@@ -391,8 +393,7 @@ class Channel(Steppable):
     def _discard(self) -> None:
         """Closing: drop what the peer still sends, up to its end, but not without end."""
         try:
-            # Of the socket itself: under TLS, too, nobody is interested in what it means.
-            data = socket.socket.recv(self._sock, RECEIVE_SIZE)
+            data = self._receive_raw(RECEIVE_SIZE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -402,6 +403,10 @@ class Channel(Steppable):
             self._discarded = DISCARD_LIMIT
             self._stop_reading()
             self._wake_senders()
+
+    def _receive_raw(self, size: int) -> bytes:
+        """Of the socket itself: nobody is interested in what it means, under TLS."""
+        return socket.socket.recv(self._sock, size)
 
     def _stop_reading(self) -> None:
         self._attention = True

@@ -23,7 +23,7 @@ from asyncserver.cli_groups import GROUPS, all_options
 from asyncserver.cli_options import ENVIRONMENT_PREFIX
 from asyncserver.cli_process import Plan, end_on_stop_signals, run_plan
 from asyncserver.cli_serve import prepare
-from asyncserver.cli_values import address
+from asyncserver.cli_values import address, handler
 from asyncserver.loading import TargetImportError
 
 __all__ = ["run_command"]
@@ -158,8 +158,38 @@ def _report_usage_error(error: click.UsageError, arguments: Sequence[str]) -> No
         error.show()
         return
     command = " ".join([PROGRAM, *(each for each in arguments[:1] if each in _commands.commands)])
-    _say(f"{_blamed(error)}{error.message if _is_explained(error) else error.format_message()}")
+    _say(f"{_blamed(error)}{_message(error, arguments)}")
     sys.stderr.write(f"Try '{command} --help'.\n")
+
+
+_WHERE = "where to listen is an argument, such as tcp://127.0.0.1:9999"
+
+# What other servers' command lines have, and what there is here instead.
+_INSTEAD = {
+    **dict.fromkeys(("--host", "--port", "--bind", "--listen", "--address", "-p", "-b"), _WHERE),
+    **dict.fromkeys(("--cert", "--certfile", "--ssl-certfile", "--certificate"), "write --tls-cert FILE"),
+    **dict.fromkeys(("--key", "--keyfile", "--ssl-keyfile", "--private-key"), "write --tls-key FILE"),
+    **dict.fromkeys(("--workers", "-w"), "one process serves; several can share a port, with --reuse-port"),
+    **dict.fromkeys(("--reload", "--daemon"), "leave that to what starts it"),
+    **dict.fromkeys(("--timeout", "-t"), "each has its own name, such as --idle-timeout"),
+    **dict.fromkeys(("--debug", "--verbose", "-v"), "write --log-level debug"),
+    **dict.fromkeys(("--uds", "--unix"), "where to listen is an argument, such as unix:///run/app.sock"),
+    "-h": "write --help",
+}
+
+
+def _message(error: click.UsageError, arguments: Sequence[str]) -> str:
+    if isinstance(error, click.NoSuchOption):
+        message = f"No such option '{error.option_name}'"
+        if error.option_name in _INSTEAD:
+            return f"{message}: {_INSTEAD[error.option_name]}"
+        if error.possibilities:
+            return f"{message}; did you mean {' or '.join(list(error.possibilities)[:2])}?"
+        return f"{message}."
+    first = next(iter(arguments), "")
+    if first not in _commands.commands and (":" in first or first.endswith(".py")):
+        return f"No such command '{first}'; did you mean {PROGRAM} serve {' '.join(arguments)}?"
+    return error.message if _is_explained(error) else error.format_message()
 
 
 def _is_explained(error: click.UsageError) -> bool:
@@ -185,7 +215,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
 _serve = ServeCommand(
     "serve",
     params=[
-        click.Argument(["handler"], metavar="HANDLER"),
+        click.Argument(["handler"], metavar="HANDLER", type=handler),
         click.Argument(
             ["addresses"],
             nargs=-1,

@@ -29,7 +29,7 @@ def _run(arguments: tuple[str, ...]) -> None:
     os.execv(sys.executable, [sys.executable, *flags, str(package), *arguments])
 
 
-compat_command = click.Command(
+compat_command: click.Command = click.Command(
     "compat",
     params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
     callback=_run,

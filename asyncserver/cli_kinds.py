@@ -114,7 +114,11 @@ def _check_kinds(target: object, addresses: Iterable[Address]) -> None:
     for address in addresses:
         kind = _kind_of(address)
         if only and kind and kind is not only:
-            raise WrongKindError(f"serves {only.value}, and {str(address)!r} is an address of {kind.value}")
+            scheme = "udp" if only is Kind.DATAGRAMS else "tcp"
+            raise WrongKindError(
+                f"serves {only.value}, and {str(address)!r} is an address of {kind.value}; "
+                f"give one of {only.value}, such as {scheme}://127.0.0.1:9999"
+            )
 
 
 def _only_kind_of(target: object) -> Kind | None:

@@ -67,8 +67,8 @@ class ServeOption(click.Option):
     ):
         main = flags.partition("/")[0].strip()
         self.flag = main
-        self.variable = ENVIRONMENT_PREFIX + main.removeprefix("--").upper().replace("-", "_")
-        self.kinds = tuple(kinds)
+        self.variable: str = ENVIRONMENT_PREFIX + main.removeprefix("--").upper().replace("-", "_")
+        self.kinds: tuple[Kind, ...] = tuple(kinds)
         self.default_text = default_text
         super().__init__([flags], envvar=self.variable, default=None, **attributes)
         self._description = description
@@ -102,7 +102,7 @@ class FieldOption(ServeOption):
         note: str = "",
         **attributes: Any,
     ):
-        self.owners = (owner,) if datagrams is None else (owner, datagrams)
+        self.owners: tuple[type, ...] = (owner,) if datagrams is None else (owner, datagrams)
         self.field = field
         self._whole = whole
         self._note = note

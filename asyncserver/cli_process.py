@@ -59,7 +59,9 @@ def run_plan(plan: Plan) -> int:
     try:
         run_server(*plan.servers, on_ready=lambda *servers: announce(servers, plan.hint), **plan.running)
     except LifespanError as error:
-        sys.stderr.write(f"asyncserver: {error}\n{user_traceback(error.__cause__ or error)}\n")
+        cause = error.__cause__
+        trace = "" if cause is None or cause.__traceback__ is None else f"{user_traceback(cause)}\n"
+        sys.stderr.write(f"asyncserver: {error}\n{trace}")
         return 1
     return 0
 

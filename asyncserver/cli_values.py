@@ -18,6 +18,7 @@ __all__ = [
     "address",
     "count",
     "duration",
+    "handler",
     "interface",
     "multicast_group",
     "number",
@@ -119,6 +120,16 @@ def address(text: str) -> Address:
         return parse_address(text)
     except AddressError as error:
         raise click.BadParameter(f"{text!r}: {error}") from None
+
+
+def handler(text: str) -> str:
+    """The name of a handler, which is looked up later."""
+    if "://" in text:
+        raise click.BadParameter(
+            f"{text!r} is an address, and the handler comes first: serve HANDLER {text}, "
+            "where HANDLER is module:name or path/to/file.py:name"
+        )
+    return text
 
 
 def multicast_group(text: str) -> MulticastGroup:

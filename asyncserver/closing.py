@@ -82,9 +82,12 @@ class ClosingChannel(SendingChannel):
             await self._wait_until_writable()
         if self.closed:
             return
-        # Not the method of the TLS socket, which would go on in plain text.
-        socket.socket.shutdown(self._sock, socket.SHUT_WR)
+        self._end_output()
         if not self._reader_on and not self._at_eof:
             self._start_reading()
         while not self._at_eof and not self._closed and (self._discarded or 0) < DISCARD_LIMIT:
             await self._wait_for_change()
+
+    def _end_output(self) -> None:
+        """Not by the method of a TLS socket, which would go on in plain text."""
+        socket.socket.shutdown(self._sock, socket.SHUT_WR)

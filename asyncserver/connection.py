@@ -22,7 +22,7 @@ from asyncserver.stream import Stream
 
 __all__ = ["Connection", "ConnectionHost", "ConnectionLogFilter", "current_connection"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 _current: ContextVar[Connection] = ContextVar("asyncserver_connection")
 

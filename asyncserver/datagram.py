@@ -21,9 +21,9 @@ class Datagram:
     def __init__(self, endpoint: DatagramEndpoint, data: bytes, origin: Any, truncated: bool) -> None:
         self._endpoint = endpoint
         self._origin = origin
-        self.data = data
+        self.data: bytes = data
         """What was in the packet; may be empty."""
-        self.truncated = truncated
+        self.truncated: bool = truncated
         """Whether it was larger than ``DatagramLimits.max_packet_size``; ``data`` is then its beginning."""
 
     def __repr__(self) -> str:

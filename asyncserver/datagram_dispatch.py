@@ -10,6 +10,7 @@ from operator import length_hint
 from typing import Any, Protocol
 
 from asyncserver.ancillary import NetworkError
+from asyncserver.checks import counted
 from asyncserver.datagram import Datagram
 from asyncserver.datagram_limits import DatagramLimits, DatagramTimeouts
 from asyncserver.datagram_queue import PeerQueue, Queue, SingleQueue
@@ -60,7 +61,10 @@ class Dispatcher:
         self._closed = False
         self._empty: asyncio.Event = asyncio.Event()
         self._stuck: set[asyncio.Task[Any]] = set()
-        self.handled = self.failed = self.cancelled = self.dropped = 0
+        self.handled: int = 0
+        self.failed: int = 0
+        self.cancelled: int = 0
+        self.dropped: int = 0
         self.update(limits, timeouts)
 
     def update(self, limits: DatagramLimits, timeouts: DatagramTimeouts) -> None:
@@ -107,7 +111,7 @@ class Dispatcher:
     @property
     def under_way(self) -> str:
         """In words."""
-        return f"{self.running} handlers"
+        return counted(self.running, "handler")
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a handler runs in this task; or has just been started in its name."""

@@ -26,7 +26,7 @@ from asyncserver.poller import Poller
 
 __all__ = ["DatagramEndpoint", "EndpointHost"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # Batches received in one turn of the loop, and what is as good as an empty socket.
 _BATCHES = 4

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from asyncserver.datagram import Datagram
 from asyncserver.datagram_dispatch import PacketHandler
 from asyncserver.datagram_sessions import SessionFunction
 from asyncserver.endpoints import Endpoint
-from asyncserver.errors import OptionError
-from asyncserver.handlers import check_methods, check_takes_one, is_async
+from asyncserver.handler_kinds import (
+    CLASSES,
+    DATAGRAMS,
+    SESSIONS,
+    StepsHandler,
+    checked_function,
+    runner_of,
+)
 from asyncserver.session import Session
 
 __all__ = [
@@ -24,7 +30,7 @@ __all__ = [
 ]
 
 
-class DatagramHandler:
+class DatagramHandler(StepsHandler):
     """Serves one packet: ``setup``, ``handle`` and ``finish`` run one after the other.
 
     Extend it and give the class to a server, which makes one instance for each packet. ``finish`` runs
@@ -46,16 +52,6 @@ class DatagramHandler:
     def server(self) -> Any:
         """The ``DatagramServer``."""
         return self.datagram.server
-
-    async def setup(self) -> None:
-        """Prepare; nothing by default. If it raises, neither of the others runs."""
-
-    async def handle(self) -> None:
-        """Serve the packet. To be overridden."""
-        raise NotImplementedError(f"{type(self).__qualname__} has no handle()")
-
-    async def finish(self) -> None:
-        """Clean up; nothing by default."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,10 @@ def sessions(handler: Callable[[Session], Awaitable[object]]) -> SessionHandler:
 
     Raises ``OptionError`` for what is no such function.
     """
-    return SessionHandler(_checked(handler, "session"))
+    return SessionHandler(checked_function(handler, SESSIONS))
+
+
+CLASSES.update({DatagramHandler: DATAGRAMS, SessionHandler: SESSIONS})
 
 
 AnyDatagramHandler: TypeAlias = (
@@ -100,33 +99,6 @@ def as_session_function(handler: AnyDatagramHandler) -> SessionFunction | None:
 
 def as_packet_handler(handler: AnyDatagramHandler) -> PacketHandler | None:
     """The coroutine function that serves packets; None if it serves sessions. Raises ``OptionError``."""
-    given: object = handler
     if isinstance(handler, SessionHandler):
         return None
-    if isinstance(handler, type):
-        if not issubclass(handler, DatagramHandler):
-            raise OptionError("handler", given, "a handler class has to extend asyncserver.DatagramHandler")
-        check_methods(handler, DatagramHandler)
-        return _runner_of(handler)
-    return _checked(handler, "datagram")
-
-
-def _checked(handler: Any, what: str) -> Callable[[Any], Coroutine[Any, Any, object]]:
-    if not callable(handler):
-        raise OptionError("handler", handler, "has to be an async function or a DatagramHandler class")
-    if not is_async(handler):
-        raise OptionError("handler", handler, f"is not async: write `async def` (it takes the {what})")
-    check_takes_one(handler, what)
-    return cast("Callable[[Any], Coroutine[Any, Any, object]]", handler)
-
-
-def _runner_of(handler: type[DatagramHandler]) -> PacketHandler:
-    async def run(datagram: Datagram) -> None:
-        instance = handler(datagram)
-        await instance.setup()
-        try:
-            await instance.handle()
-        finally:
-            await instance.finish()
-
-    return run
+    return runner_of(handler, DATAGRAMS) or checked_function(handler, DATAGRAMS)

@@ -18,13 +18,15 @@ from asyncserver.datagram_sessions import SessionFunction, Sessions
 from asyncserver.datagram_sockets import DatagramSocket
 from asyncserver.datagram_statistics import DatagramStatistics, EndpointStatistics
 from asyncserver.errors import DatagramError, PacketTooLargeError
-from asyncserver.poller import open_poller
+from asyncserver.hints import add_hint
+from asyncserver.poller import Poller, open_poller
 from asyncserver.session import Session
 from asyncserver.statistics import DrainReport
+from asyncserver.threads import in_thread
 
 __all__ = ["DatagramHub", "OnError"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 OnError = Callable[[Datagram | Session, Exception], object]
 
@@ -46,9 +48,9 @@ class DatagramHub:
         """One of the two handlers is None."""
         self.server = server
         self.loop = loop
-        self.limits = limits
-        self.timeouts = timeouts
-        self.poller = open_poller(loop)
+        self.limits: DatagramLimits = limits
+        self.timeouts: DatagramTimeouts = timeouts
+        self.poller: Poller = open_poller(loop)
         self.endpoints: tuple[DatagramEndpoint, ...] = ()
         self._on_error = on_error
         self._service: Dispatcher | Sessions
@@ -160,7 +162,7 @@ class DatagramHub:
         """Unlink Unix paths. The sockets are needed for the last replies, and closed by their owner."""
         for endpoint in self.endpoints:
             if endpoint.bound.file is not None:
-                await asyncio.to_thread(endpoint.bound.file.unlink)
+                await in_thread(endpoint.bound.file.unlink)
 
     async def close(self) -> None:
         """End what is left beside the handlers."""
@@ -192,6 +194,7 @@ class DatagramHub:
         if isinstance(exc, DatagramError) and not isinstance(exc, PacketTooLargeError):
             logger.debug("%s: %s", subject, exc)  # The peer's doing.
             return
+        add_hint(exc)
         logger.error("%s: the handler failed", subject, exc_info=exc)
         if self._on_error is not None:
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncserver.checks import check_count, check_seconds
+from asyncserver.checks import check_count, check_seconds, names_fields
 from asyncserver.errors import OptionError
 
 __all__ = ["DatagramLimits", "DatagramTimeouts"]
@@ -26,6 +26,7 @@ _MAX_HANDLERS = 100
 _MAX_QUEUE = 1_000
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatagramLimits:
     """How much a datagram server takes on. Can be changed while it runs."""
@@ -78,6 +79,7 @@ class DatagramLimits:
         check_count("session_queue", self.session_queue, 1, "packets", optional=False)
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatagramTimeouts:
     """How long a datagram server waits, in seconds. Can be changed while it runs."""

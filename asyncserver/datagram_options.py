@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, TypeAlias, cast
 
+from asyncserver.checks import names_fields
 from asyncserver.errors import OptionError
 
 __all__ = [
@@ -101,6 +102,7 @@ class MulticastGroup:
         return source
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatagramOptions:
     """What the sockets of a ``DatagramServer`` are set to.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 from asyncserver.addresses import DatagramAddress, datagram_address
+from asyncserver.checks import names_arguments
 from asyncserver.datagram_endpoint import DatagramEndpoint
 from asyncserver.datagram_handlers import AnyDatagramHandler, as_packet_handler, as_session_function
 from asyncserver.datagram_hub import DatagramHub, OnError
@@ -16,13 +17,18 @@ from asyncserver.datagram_options import DatagramOptions
 from asyncserver.datagram_sockets import DatagramSocket, open_datagram_sockets
 from asyncserver.datagram_statistics import DatagramStatistics
 from asyncserver.errors import OptionError
-from asyncserver.lifecycle import Lifecycle, checked, checked_error_hook
+from asyncserver.lifecycle import Lifecycle, checked, checked_hook, elsewhere
 from asyncserver.statistics import DrainReport
 
-__all__ = ["DatagramLifespan", "DatagramServer", "serve_datagrams"]
+__all__ = ["DatagramLifespan", "DatagramServer", "DatagramServerOptions", "serve_datagrams"]
 
 DatagramLifespan: TypeAlias = Callable[["DatagramServer"], AbstractAsyncContextManager[Any]]
 """Given the server, returns a context manager that is open as long as the server serves."""
+
+
+# What is given to the server within another argument.
+_GROUPS = {"limits": DatagramLimits, "timeouts": DatagramTimeouts, "options": DatagramOptions}
+_KNOWN = ("limits", "timeouts", "options", "lifespan", "on_error")
 
 
 class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, DatagramTimeouts]):
@@ -40,6 +46,7 @@ class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, Data
     _limits_type = DatagramLimits
     _timeouts_type = DatagramTimeouts
 
+    @names_arguments("DatagramServer", lambda name: elsewhere(name, _GROUPS, _KNOWN))
     def __init__(
         self,
         handler: AnyDatagramHandler,
@@ -68,7 +75,7 @@ class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, Data
             raise OptionError("addresses", (), "give at least one, such as 'udp://127.0.0.1:9999'")
         super().__init__(requested, limits=limits, timeouts=timeouts, lifespan=lifespan)
         self._options = checked("options", options, DatagramOptions)
-        self._on_error = checked_error_hook(on_error)
+        self._on_error = checked_hook("on_error", on_error)
 
     # --- start and end ---
 
@@ -139,8 +146,18 @@ class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, Data
         super().update(limits, timeouts, **changes)
 
 
+class DatagramServerOptions(TypedDict, total=False):
+    """The keyword arguments of ``DatagramServer``, for what passes them on; see ``ServerOptions``."""
+
+    limits: DatagramLimits | None
+    timeouts: DatagramTimeouts | None
+    options: DatagramOptions | None
+    lifespan: DatagramLifespan | None
+    on_error: OnError | None
+
+
 async def serve_datagrams(
-    handler: AnyDatagramHandler, *addresses: DatagramAddress | str, **options: Any
+    handler: AnyDatagramHandler, *addresses: DatagramAddress | str, **options: Unpack[DatagramServerOptions]
 ) -> None:
     """Serve until cancelled; the arguments are those of ``DatagramServer``."""
     await DatagramServer(handler, *addresses, **options).serve()

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, cast
 from anyio import ClosedResourceError, EndOfStream
 
 from asyncserver.ancillary import NetworkError
+from asyncserver.checks import counted
 from asyncserver.datagram import Datagram
 from asyncserver.datagram_dispatch import Ended
 from asyncserver.datagram_endpoint import DatagramEndpoint
@@ -66,11 +67,13 @@ class Sessions:
         self._empty = asyncio.Event()
         # Those that have not heeded their cancellation: nothing waits for them.
         self._stuck: set[Session] = set()
-        self.handled = self.dropped = self.peak = 0
+        self.handled: int = 0
+        self.dropped: int = 0
+        self.peak: int = 0
         self.ended: Counter[SessionEnd] = Counter()
-        self.ended_in_peace = 0
+        self.ended_in_peace: int = 0
         """Sessions that ended without being cancelled by the server."""
-        self.ended_by_force = 0
+        self.ended_by_force: int = 0
         """Sessions that were cancelled by the server, or left behind."""
 
     def update(self, limits: DatagramLimits, timeouts: DatagramTimeouts) -> None:
@@ -117,7 +120,7 @@ class Sessions:
     @property
     def under_way(self) -> str:
         """In words."""
-        return f"{self.current} sessions"
+        return counted(self.current, "session")
 
     def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a session's handler runs in this task."""

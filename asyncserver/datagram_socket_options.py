@@ -13,7 +13,7 @@ from asyncserver.multicast import ip_versions, set_multicast_interface
 
 __all__ = ["configure_datagrams", "report_small_buffers"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 _ON_LINUX = sys.platform.startswith("linux")
 # What a process with CAP_NET_ADMIN may set beyond the limits of the machine (socket(7)).

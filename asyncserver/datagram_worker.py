@@ -31,7 +31,7 @@ class Worker:
     """One task, for any number of handlers that do not wait, and at most one that does."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, name: str) -> None:
-        self.seat = Seat(loop)
+        self.seat: Seat = Seat(loop)
         self._given: tuple[Coroutine[Any, Any, object], Any] | None = None
         self.context = context
         """What handlers are to be started in; the task's own."""

@@ -22,7 +22,7 @@ from asyncserver.stream_settings import StreamSettings
 
 __all__ = ["ConnectionHost", "Ending", "Phase"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # Seconds without a byte after which a connection whose handler waits for the next message counts as
 # idle when it has been told to end. Long enough not to fall between two packets of one message.
@@ -89,9 +89,11 @@ class Ending:
     )
 
     def __init__(self, number: int, stream: Stream, host: ConnectionHost) -> None:
-        self.id = number
+        self.id: int = number
+        """Counted from 1 for each run of a server."""
         self._host = host
-        self.stream = stream
+        self.stream: Stream = stream
+        """The bytes to and from the peer."""
         self._opened = self._quiet_since = self._handler_started = host.loop.time()
         self._phase = Phase.NEW
         self._task: asyncio.Task[None] | None = None
@@ -106,7 +108,7 @@ class Ending:
         self._send_since = math.inf
         self._was_busy = True
         self._lifetime_factor = 0.0
-        self.watch_slot = 0
+        self.watch_slot: int = 0
 
     @property
     def log_names(self) -> dict[str, object]:
@@ -173,10 +175,12 @@ class Ending:
         await self.wait_closed()
 
     def abort(self) -> None:
-        """End it now: a RST to the peer, and its handler is cancelled."""
+        """End it now: a RST to the peer, and its handler is cancelled; if that has not ended it after
+        ``Timeouts.grace``, the server goes on without it."""
         self._settle(CloseReason.ABORTED)
         self.stream.abort()
         self._cancel_handler()
+        self._plan_next_step(_Step.CANCELLED)
 
     def look_again(self) -> None:
         """The timeouts have changed."""

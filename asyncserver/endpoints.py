@@ -40,3 +40,4 @@ class UnixEndpoint(NamedTuple):
 
 
 Endpoint: TypeAlias = IPEndpoint | UnixEndpoint
+"""One end of a connection, or where a packet is from or for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
@@ -10,21 +9,13 @@ from typing import Any, TypeAlias
 from asyncserver.connection import Connection, current_connection
 from asyncserver.endpoints import Endpoint
 from asyncserver.errors import OptionError
+from asyncserver.handler_kinds import CLASSES, STREAMS, StepsHandler, checked_function, runner_of
 from asyncserver.stream import Stream
 
-__all__ = [
-    "Handler",
-    "StreamHandler",
-    "Verify",
-    "as_handler",
-    "as_verify",
-    "check_methods",
-    "check_takes_one",
-    "is_async",
-]
+__all__ = ["Handler", "StreamHandler", "Verify", "as_handler", "as_verify"]
 
 
-class StreamHandler:
+class StreamHandler(StepsHandler):
     """Serves one connection: ``setup``, ``handle`` and ``finish`` run one after the other.
 
     Extend it and give the class to a server, which makes one instance for each connection. ``finish``
@@ -39,7 +30,13 @@ class StreamHandler:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.connection = current_connection()
+        try:
+            self.connection = current_connection()
+        except LookupError:
+            name = type(self).__name__
+            raise LookupError(
+                f"{name} is made by a server, for each connection: give it the class, {name}"
+            ) from None
 
     @property
     def peer(self) -> Endpoint:
@@ -51,15 +48,8 @@ class StreamHandler:
         """The ``Server``."""
         return self.connection.server
 
-    async def setup(self) -> None:
-        """Prepare; nothing by default. If it raises, neither of the others runs."""
 
-    async def handle(self) -> None:
-        """Serve the peer. To be overridden."""
-        raise NotImplementedError(f"{type(self).__qualname__} has no handle()")
-
-    async def finish(self) -> None:
-        """Clean up; nothing by default."""
+CLASSES[StreamHandler] = STREAMS
 
 
 Handler: TypeAlias = Callable[[Stream], Awaitable[object]] | type[StreamHandler]
@@ -71,18 +61,7 @@ Verify: TypeAlias = Callable[[Connection], bool | Awaitable[bool]]
 
 def as_handler(handler: Handler) -> Callable[[Stream], Coroutine[Any, Any, object]]:
     """The coroutine function behind a handler; ``OptionError`` if there is none."""
-    given: object = handler
-    if isinstance(handler, type):
-        if not issubclass(handler, StreamHandler):
-            raise OptionError("handler", given, "a handler class has to extend asyncserver.StreamHandler")
-        check_methods(handler, StreamHandler)
-        return _runner_of(handler)
-    if not callable(handler):
-        raise OptionError("handler", handler, "has to be an async function or a StreamHandler class")
-    if not is_async(handler):
-        raise OptionError("handler", handler, "is not async: write `async def` (it takes the stream)")
-    check_takes_one(handler, "stream")
-    return handler  # type: ignore[return-value]
+    return runner_of(handler, STREAMS) or checked_function(handler, STREAMS)
 
 
 def as_verify(
@@ -99,47 +78,3 @@ def as_verify(
         return bool(await welcome if inspect.isawaitable(welcome) else welcome)
 
     return verified
-
-
-def _runner_of(handler: type[StreamHandler]) -> Callable[[Stream], Coroutine[Any, Any, object]]:
-    async def run(stream: Stream) -> None:
-        instance = handler(stream)
-        await instance.setup()
-        try:
-            await instance.handle()
-        finally:
-            await instance.finish()
-
-    return run
-
-
-def is_async(handler: Any) -> bool:
-    """Whether calling it gives a coroutine."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-        getattr(handler, "__call__", None)  # noqa: B004 - the method itself is what is looked at
-    )
-
-
-def check_methods(handler: Any, base: Any) -> None:
-    """Raise ``OptionError`` unless the class extends ``base`` with methods of the right kind."""
-    if handler.handle is base.handle:
-        raise OptionError("handler", handler, "has no `async def handle(self)`")
-    for name in ("setup", "handle", "finish"):
-        if not inspect.iscoroutinefunction(getattr(handler, name)):
-            raise OptionError("handler", handler, f"{name} is not async: write `async def {name}(self)`")
-
-
-def check_takes_one(handler: Callable[..., Any], what: str) -> None:
-    """Raise ``OptionError`` unless it can be called with one argument, ``what``."""
-    try:
-        signature = inspect.signature(handler)
-    except (TypeError, ValueError):
-        return
-    try:
-        signature.bind(object())
-    except TypeError:
-        raise OptionError(
-            "handler", handler, f"has to take one argument, the {what}; it takes {signature}"
-        ) from None

@@ -22,6 +22,7 @@ from asyncserver.connections import Connections
 from asyncserver.deadlines import DeadlineWheel
 from asyncserver.draining import drain_connections
 from asyncserver.errors import ServerStateError
+from asyncserver.hints import add_hint
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.poller import open_poller
@@ -29,11 +30,12 @@ from asyncserver.states import CloseReason
 from asyncserver.statistics import DrainReport, ServerStatistics
 from asyncserver.stream import Stream
 from asyncserver.stream_settings import StreamSettings
+from asyncserver.threads import in_thread
 from asyncserver.tls import ReloadableContext
 
 __all__ = ["Hub"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # Rejected connections that are being told so at the same time; more are closed without a word. And
 # the seconds that each is given to read it.
@@ -62,21 +64,21 @@ class Hub:
     ) -> None:
         self.server = server
         self.loop = loop
-        self.context = contextvars.copy_context()
+        self.context: contextvars.Context = contextvars.copy_context()
         self.handler = handler
-        self.limits = limits
-        self.timeouts = timeouts
+        self.limits: Limits = limits
+        self.timeouts: Timeouts = timeouts
         self.verify = verify
-        self.connections = Connections()
-        self.wheel = DeadlineWheel(loop)
-        self.handshakes = CapacityLimiter(limits.max_handshakes or math.inf)
+        self.connections: Connections = Connections()
+        self.wheel: DeadlineWheel = DeadlineWheel(loop)
+        self.handshakes: CapacityLimiter = CapacityLimiter(limits.max_handshakes or math.inf)
         self.listeners: tuple[Listener, ...] = ()
         self._tls = tls
         self._on_error = on_error
         self._admission = Admission(loop, limits)
         self._started = loop.time()
         self._stopped: float | None = None
-        self.settings = StreamSettings(
+        self.settings: StreamSettings = StreamSettings(
             loop,
             poller=open_poller(loop),
             receive_limit=limits.receive_buffer,
@@ -115,7 +117,7 @@ class Hub:
     async def release_sockets(self) -> None:
         """Close the listening sockets, and unlink Unix paths; idempotent."""
         for listener in self.listeners:
-            await asyncio.to_thread(listener.listening.release)
+            await in_thread(listener.listening.release)
 
     def update(self, limits: Limits, timeouts: Timeouts) -> None:
         """Obey other limits and timeouts from now on."""
@@ -260,6 +262,7 @@ class Hub:
 
     def handler_failed(self, connection: Connection, exc: Exception) -> None:
         """Log what a handler raised, once, and tell the program's error hook."""
+        add_hint(exc)
         logger.error(
             "connection %d from %s: the handler failed",
             connection.id,

@@ -73,8 +73,11 @@ def _targets(address: TCPAddress | UDPAddress) -> list[_Target]:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=kind, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
-        what = "scope id" if "%" in address.host else "host name"
-        reason = f"the {what} of {address.host} is not known ({error.strerror})"
+        what = "scope id of" if "%" in address.host else "host name"
+        reason = (
+            f"the {what} {address.host} is not known ({error.strerror}); check how it is written, "
+            "or give an IP address"
+        )
         raise BindError(str(address), reason) from error
     # A name that is in the hosts file twice is resolved to the same address twice.
     return list(
@@ -174,7 +177,10 @@ def _reason(error: OSError, address: TCPAddress | UDPAddress, where: SocketAddre
     host, port = host_with_scope(where), int(where[1])
     if error.errno == errno.EADDRINUSE:
         command = _find_command(address, port)
-        return f"{IPEndpoint(host, port)} is in use by another socket; find it with `{command}`"
+        return (
+            f"{IPEndpoint(host, port)} is in use, by another program or by this one, started before; "
+            f"choose another port, or see who has it: `{command}`"
+        )
     if error.errno == errno.EACCES:
         return _permission_reason(port)
     if error.errno == errno.EADDRNOTAVAIL:
@@ -203,11 +209,11 @@ def _permission_reason(port: int) -> str:
     start = _unprivileged_start()
     if not 0 < port < start:
         return "permission denied, probably by a security policy (SELinux, AppArmor, a sandbox)"
-    remedy = "run it with the privilege or take a higher port"
+    remedy = f"run it with the privilege, or take a port from {start} on"
     if _ON_LINUX:
         remedy = (
-            "give the program CAP_NET_BIND_SERVICE, lower net.ipv4.ip_unprivileged_port_start with sysctl, "
-            "or let systemd open the socket (systemd:name)"
+            f"take a port from {start} on, let systemd open the socket (systemd:name), give the program "
+            "CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start with sysctl"
         )
     return f"port {port} is below {start} and takes a privilege; {remedy}"
 

@@ -12,20 +12,21 @@ import dataclasses
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from enum import Enum
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Protocol, Self, TypeAlias, TypeVar
 
 from asyncserver.addresses import Address
-from asyncserver.checks import check_seconds
+from asyncserver.checks import check_seconds, similar
 from asyncserver.errors import LifespanError, OptionError, ServerStateError
 from asyncserver.statistics import DrainReport
+from asyncserver.threads import in_thread
 
-__all__ = ["AnyServer", "Lifecycle", "OpenedSocket", "ServerHub", "checked", "checked_error_hook"]
+__all__ = ["AnyServer", "Lifecycle", "OpenedSocket", "ServerHub", "checked", "checked_hook", "elsewhere"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 
 class ServerHub(Protocol):
@@ -131,9 +132,7 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         self._requested: tuple[Any, ...] = tuple(requested)
         self._limits = checked("limits", limits, self._limits_type)
         self._timeouts = checked("timeouts", timeouts, self._timeouts_type)
-        if lifespan is not None and not callable(lifespan):
-            raise OptionError("lifespan", lifespan, "has to be a function that returns a context manager")
-        self._lifespan = lifespan
+        self._lifespan = _checked_lifespan(lifespan)
         self._state = _State.STOPPED
         self._hub: HubT | None = None
         self._exits: AsyncExitStack | None = None
@@ -141,6 +140,8 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         self._ended: asyncio.Event | None = None
         self._ready: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        # The loop that this run is in, or the last one.
+        self._runs_in: asyncio.AbstractEventLoop | None = None
         # The task that is in the middle of start() or aclose(), and may be in the lifespan there.
         self._owner: asyncio.Task[Any] | None = None
         self._given_up = False
@@ -184,8 +185,9 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         as after cancellation, nothing stays open or bound.
         """
         if self._state is not _State.STOPPED:
-            raise ServerStateError(f"the server is {self._state.value} already")
+            raise ServerStateError(f"the server is {self._state.value} already{self._why_not_again()}")
         self._state = _State.STARTING
+        self._runs_in = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._owner = asyncio.current_task()
         self._given_up = False
@@ -206,13 +208,35 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         self._state = _State.SERVING
         self._ready_event().set()
 
+    def _why_not_again(self) -> str:
+        if self._is_left_behind():
+            return (
+                ", in an event loop that has ended: run it to its end in one loop, "
+                "as run_server(server) and asyncio.run(server.serve()) do"
+            )
+        return "; start it again after `await server.aclose()`, or make another one"
+
+    def _is_left_behind(self) -> bool:
+        """Whether it was not closed in its loop, and cannot be any more."""
+        return self._runs_in is not None and self._runs_in.is_closed()
+
+    def _check_loop(self, what: str) -> None:
+        """Events of one loop wake nobody in another, and nothing here is safe in two threads."""
+        if self._state is _State.STOPPED or self._runs_in is asyncio.get_running_loop():
+            return
+        if not self._is_left_behind():
+            raise ServerStateError(
+                f"{what} was called in another event loop than the server runs in: call it there, by "
+                f"asyncio.run_coroutine_threadsafe(server.{what}, loop)"
+            )
+
     async def _open(self, exits: AsyncExitStack) -> None:
         await self._prepare()
         await self._enter_lifespan(exits)
         self._check_not_given_up()
         opened = await self._open_sockets_in_thread()
         for each in opened:
-            exits.push_async_callback(_in_thread, each.release)
+            exits.push_async_callback(in_thread, each.release)
         self._check_not_given_up()
         self._addresses = tuple(each.address for each in opened)
         self._hub = hub = self._make_hub(asyncio.get_running_loop())
@@ -223,9 +247,15 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         if self._lifespan is None:
             return
         try:
-            self.lifespan_state = await exits.enter_async_context(self._lifespan(self))
+            made = self._lifespan(self)
+            if _is_async_context_manager(made):
+                self.lifespan_state = await exits.enter_async_context(made)
+                return
         except Exception as exc:
             raise LifespanError(f"the lifespan failed to start: {exc!r}") from exc
+        wrong = TypeError(f"{made!r} is no async context manager")
+        kind = type(made).__name__
+        raise LifespanError(f"the lifespan has returned a {kind}: {_NEEDS_DECORATOR}") from wrong
 
     async def _open_sockets_in_thread(self) -> list[SocketT]:
         """What it has opened is not lost to a cancellation."""
@@ -239,9 +269,9 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
                 each.abandon()
 
         try:
-            await _in_thread(open_all)
+            await in_thread(open_all)
         except asyncio.CancelledError:
-            await _in_thread(abandon_all)
+            await in_thread(abandon_all)
             raise
         return opened
 
@@ -266,6 +296,14 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
     ) -> None:
         await self.aclose()
 
+    if not TYPE_CHECKING:  # Which say it before.
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError("a server is entered with `async with`, in a coroutine")
+
+        def __exit__(self, *exc_info: object) -> None:
+            """Not reached."""
+
     async def drain(self, timeout: float | None = 30.0, *, delay: float = 0.0) -> DrainReport:
         """Stop gently: serve what is under way, take nothing new, and close.
 
@@ -285,9 +323,10 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         _check_drain_options(timeout, delay)
         hub, ended = self._require_hub(), self._ended
         if self._state is _State.STARTING or ended is None:
-            raise ServerStateError("the server has not been started yet")
+            raise ServerStateError("the server has not been started yet: `await server.start()` comes before")
         if self._state is _State.STOPPED:
             return DrainReport(idle=0, finished=0, cancelled=0, aborted=0, duration=0.0)
+        self._check_loop("drain()")
         self._refuse_own_handlers("drain()")
         self._state = _State.DRAINING
         self._ready_event().clear()
@@ -313,6 +352,7 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         ended = self._ended
         if self._state is _State.STOPPED or ended is None:
             return
+        self._check_loop("aclose()")
         self._given_up = True
         if asyncio.current_task() is self._owner:
             return
@@ -368,6 +408,9 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
 
     async def wait_closed(self) -> None:
         """Wait until everything is closed; returns at once if it was never started."""
+        self._check_loop("wait_closed()")
+        if self._state is not _State.STOPPED and self._is_left_behind():
+            raise ServerStateError("the server was not closed in its event loop, which has ended")
         if self._ended is not None:
             await self._ended.wait()
 
@@ -406,14 +449,15 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         new_timeouts, changes = _replaced(checked("timeouts", timeouts or self._timeouts, kinds[1]), changes)
         for option, value in changes.items():
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise OptionError(option, value, f"is not a field of {names}")
+            known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+            raise OptionError(option, value, f"is not a field of {names}{similar(option, known)}")
         self._limits, self._timeouts = new_limits, new_timeouts
         if self._hub is not None and self._state in (_State.SERVING, _State.DRAINING):
             self._hub.update(new_limits, new_timeouts)
 
     def _require_hub(self) -> HubT:
         if self._hub is None:
-            raise ServerStateError("the server has not been started")
+            raise ServerStateError("the server has not been started: `await server.start()` comes before")
         return self._hub
 
 
@@ -425,15 +469,72 @@ def checked(option: str, value: T | None, kind: type[T]) -> T:
     if value is None:
         return kind()
     if not isinstance(value, kind):
-        raise OptionError(option, value, f"has to be a {kind.__name__}")
+        raise OptionError(option, value, f"has to be a {kind.__name__}{_how_to_make_it(value, kind)}")
     return value
 
 
-def checked_error_hook(on_error: T) -> T:
+def _how_to_make_it(value: object, kind: type) -> str:
+    name = kind.__name__
+    given: Any = value
+    if value is kind:
+        return f": write {name}(), which makes one"
+    fields: dict[str, Any] = kind.__dict__.get("__dataclass_fields__", {})
+    if isinstance(value, Mapping) and fields.keys() >= given.keys():
+        return f": write {name}({', '.join(f'{field}={each!r}' for field, each in given.items())})"
+    example = next((field for field in ("idle", "session_idle", "max_connections") if field in fields), "...")
+    if isinstance(value, int | float) and example != "...":
+        return f": write {name}({example}={value!r}), or which of its fields is meant"
+    return f", made as {name}(...)"
+
+
+_WHERE_TO_LISTEN = "; where to listen is an address, such as 'tcp://127.0.0.1:9999'"
+_TLS = "; write tls=TLSConfig(certificate='cert.pem', private_key='key.pem')"
+_OF_OTHERS = {
+    **dict.fromkeys(("host", "port", "path", "sock", "address", "bind", "family"), _WHERE_TO_LISTEN),
+    **dict.fromkeys(("ssl", "ssl_context", "certfile", "keyfile", "ssl_certfile", "ssl_keyfile"), _TLS),
+    **dict.fromkeys(("loop", "drain_timeout", "drain_delay", "on_ready"), "; run() and run_server() have it"),
+}
+
+
+def elsewhere(name: str, groups: Mapping[str, type], known: Sequence[str]) -> str:
+    """Where an argument belongs that a server has not: into which of ``groups``, or what it is called."""
+    if name in _OF_OTHERS:
+        return _OF_OTHERS[name]
+    for option, kind in groups.items():
+        if name in (field.name for field in dataclasses.fields(kind)):
+            return f"; write {option}={kind.__name__}({name}=...)"
+    return similar(name, known) or f"; it has {', '.join(known)}"
+
+
+def checked_hook(option: str, hook: T) -> T:
     """A plain function or None; raises ``OptionError`` if it is something else."""
-    if on_error is not None and (not callable(on_error) or inspect.iscoroutinefunction(on_error)):
-        raise OptionError("on_error", on_error, "has to be a plain function, not an async one")
-    return on_error
+    if hook is not None and (not callable(hook) or inspect.iscoroutinefunction(hook)):
+        raise OptionError(option, hook, "has to be a plain function, not an async one")
+    return hook
+
+
+# A lifespan is most easily made of a generator, and the decorator most easily forgotten.
+_NEEDS_DECORATOR = "write @contextlib.asynccontextmanager above it, and a `yield` where the server serves"
+
+
+def _checked_lifespan(lifespan: T) -> T:
+    if lifespan is None:
+        return lifespan
+    if not callable(lifespan):
+        raise OptionError("lifespan", lifespan, "has to be a function that returns a context manager")
+    if (
+        inspect.iscoroutinefunction(lifespan)
+        or inspect.isasyncgenfunction(lifespan)
+        or inspect.isgeneratorfunction(lifespan)
+    ):
+        raise OptionError(
+            "lifespan", lifespan, f"does not return an async context manager: {_NEEDS_DECORATOR}"
+        )
+    return lifespan
+
+
+def _is_async_context_manager(made: Any) -> bool:
+    return hasattr(made, "__aenter__") and hasattr(made, "__aexit__")
 
 
 def _replaced(values: OptionsT, changes: dict[str, Any]) -> tuple[OptionsT, dict[str, Any]]:
@@ -456,16 +557,3 @@ async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
-
-
-async def _in_thread(function: Callable[[], None]) -> None:
-    """Call it in a thread, to its end: a cancellation is raised after that."""
-    calling = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        await asyncio.shield(calling)
-    except asyncio.CancelledError:
-        while not calling.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(calling)
-        calling.exception()  # Looked at; the cancellation is what counts.
-        raise

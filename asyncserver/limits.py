@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from asyncserver.checks import check_count, check_seconds, is_number
+from asyncserver.checks import check_count, check_seconds, is_number, names_fields
 from asyncserver.errors import OptionError
 
 __all__ = ["Limits", "Timeouts", "TokenBucket"]
@@ -29,6 +29,7 @@ _MAX_HANDSHAKES = 64
 _BUFFER = 131_072
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """How much a server takes on. Can be changed while it runs."""
@@ -96,6 +97,7 @@ class Limits:
         check_count("send_buffer", self.send_buffer, 1, "bytes", optional=False)
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
     """How long a server waits, in seconds. Can be changed while it runs, for new and old connections.

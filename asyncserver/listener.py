@@ -16,7 +16,7 @@ from asyncserver.statistics import ListenerStatistics
 
 __all__ = ["Listener"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # The most connections taken in one turn of the loop: enough that a burst costs few turns, few enough
 # that the connections which are there already do not wait for more than about a millisecond.

@@ -1,8 +1,8 @@
 """Finding what a command line names: ``module:attribute`` or ``path/to/file.py:attribute``.
 
 Used by the command line only. What is not there is a ``TargetError``, whose message says what is;
-what a module raises while it is imported is a ``TargetImportError``, with the traceback of the
-module's own frames.
+what a module raises while it is imported is a ``TargetImportError``: with the traceback of the
+module's own frames, or, where the message of the exception says it all, with the lines that led there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NamedTuple, TypeVar
@@ -25,13 +25,15 @@ __all__ = ["Target", "TargetError", "TargetImportError", "load_target", "split_t
 
 T = TypeVar("T")
 
+_PACKAGE = Path(__file__).parent
+
 
 class TargetError(ValueError):
     """There is nothing under this name; the message says what there is."""
 
 
 class TargetImportError(Exception):
-    """The user's module raised while it was imported; the message has the traceback."""
+    """The user's module raised while it was imported; the message says where."""
 
 
 class Target(NamedTuple):
@@ -54,7 +56,8 @@ def split_target(text: str) -> Target:
         where, name = text, ""
     target = Target(where, name)
     if not where or (name and not _is_dotted_name(name)):
-        raise TargetError("has to be module:name or path/to/file.py:name")
+        called = "; a handler is named and not called: leave the brackets out" if "(" in text else ""
+        raise TargetError(f"has to be module:name or path/to/file.py:name{called}")
     if not target.is_file and not _is_dotted_name(where):
         raise TargetError(f"{where!r} is not the name of a module; a file's ends in .py")
     return target
@@ -109,10 +112,23 @@ def _is_missing_itself(name: str, exc: ModuleNotFoundError) -> bool:
 
 
 def _no_module(missing: str, app_dir: str) -> str:
-    parent, _, _ = missing.rpartition(".")
+    parent, _, name = missing.rpartition(".")
     if parent:
-        return f"there is no module {missing!r}: {parent!r} has none of this name"
-    return f"there is no module {missing!r} in {app_dir} or anywhere else on Python's path"
+        known = hasattr(sys.modules.get(parent), name)
+        hint = f"; did you mean {parent}:{name}?" if known else ""
+        return f"there is no module {missing!r}: {parent!r} has none of this name{hint}"
+    hint = _did_you_mean(missing, [each.stem for each in _importable(Path(app_dir))])
+    where = "or anywhere else on Python's path"
+    return f"there is no module {missing!r} in {app_dir} {where}{hint or '; --app-dir says where to look'}"
+
+
+def _importable(directory: Path) -> list[Path]:
+    return [*directory.glob("*.py"), *(each.parent for each in directory.glob("*/__init__.py"))]
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -135,7 +151,12 @@ def _no_file(path: Path) -> str:
     with_suffix = path.with_name(path.name + ".py")
     if with_suffix.is_file():
         return f"there is no file {path}; did you mean {with_suffix.name}?"
-    return f"there is no file {path}"
+    if path.parent.with_suffix(".py").is_file():
+        return f"there is no file {path}; did you mean {path.parent.with_suffix('.py').name}:{path.name}?"
+    if not path.parent.is_dir():
+        return f"there is no file {path}, and no directory {path.parent}"
+    names = [each.name for each in _importable(path.parent)]
+    return f"there is no file {path}{_did_you_mean(path.name, names)}"
 
 
 def _place_in_package(path: Path) -> tuple[Path, str]:
@@ -177,7 +198,36 @@ def _run_user_code(name: str, code: Callable[[], T]) -> T:
     except TargetError:
         raise
     except (Exception, SystemExit) as exc:
+        if _is_explained(exc):
+            raise TargetImportError(f"{name} cannot be imported: {_explained(exc)}") from exc
         raise TargetImportError(f"{name} raised while it was imported:\n{user_traceback(exc)}") from exc
+
+
+def _is_explained(exc: BaseException) -> bool:
+    """Whether its message says what is wrong: nothing of that is to be seen in a traceback."""
+    if isinstance(exc, ImportError):
+        return True
+    innermost = traceback.extract_tb(exc.__traceback__)[-1:]
+    return bool(innermost) and Path(innermost[0].filename).parent == _PACKAGE
+
+
+def _explained(exc: BaseException) -> str:
+    remedy = f"; install it for {sys.executable}, or correct its name" if _is_absent(exc) else ""
+    lines = [f"{type(exc).__name__}: {exc}{remedy}", *getattr(exc, "__notes__", ())]
+    lines += [
+        f"  {frame.filename}:{frame.lineno}: {frame.line}"
+        for frame in traceback.extract_tb(exc.__traceback__)
+        if not _is_ours(frame.filename)
+    ]
+    return "\n".join(lines)
+
+
+def _is_absent(exc: BaseException) -> bool:
+    return isinstance(exc, ModuleNotFoundError) and exc.name is not None and "." not in exc.name
+
+
+def _is_ours(filename: str) -> bool:
+    return Path(filename).parent == _PACKAGE or filename == importlib.__file__ or filename.startswith("<")
 
 
 # --- the name in the module ---

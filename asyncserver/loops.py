@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from asyncserver.errors import OptionError, ServerStateError
 
-__all__ = ["LoopName", "loop_factory", "run_in_new_loop"]
+__all__ = ["LoopName", "check_no_loop_is_running", "loop_factory", "run_in_new_loop"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def run_in_new_loop(
     """
     # asyncio.Runner waits for ever for a task that swallows its cancellation, and for a thread, so that
     # one bad handler would keep the process after its server is closed.
-    _check_no_loop_is_running()
+    check_no_loop_is_running("this", "await serve()")
     new_loop = loop_factory(loop)()
     executor = ThreadPoolExecutor(thread_name_prefix="asyncserver")
     try:
@@ -67,12 +67,15 @@ def run_in_new_loop(
             new_loop.close()
 
 
-def _check_no_loop_is_running() -> None:
+def check_no_loop_is_running(what: str, instead: str) -> None:
+    """Raise ``ServerStateError`` in a coroutine: ``what`` was called, and ``instead`` is to be written."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise ServerStateError("an event loop is running in this thread already: await serve() in it instead")
+    raise ServerStateError(
+        f"{what} starts an event loop, and one is running in this thread already: write `{instead}` here"
+    )
 
 
 async def _end_leftovers(loop: asyncio.AbstractEventLoop, seconds: float) -> None:

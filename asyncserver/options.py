@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from asyncserver.checks import names_fields
 from asyncserver.errors import OptionError
 
 __all__ = ["MAX_BACKLOG", "KeepAlive", "SocketOptions"]
@@ -36,6 +37,7 @@ _MAX_KEEP_ALIVE_PROBES = 127
 _MAX_BUFFER = 2**30 - 1
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepAlive:
     """When the kernel asks a silent TCP peer whether it is still there, and when it gives up.
@@ -66,6 +68,7 @@ class KeepAlive:
         _check_int("probes", self.probes, 1, _MAX_KEEP_ALIVE_PROBES)
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketOptions:
     """What the sockets of a server are set to; for adopted ones, only what concerns connections.

@@ -34,7 +34,7 @@ from asyncserver.peers import SocketAddress, endpoint_from_sockaddr
 
 __all__ = ["BAD_SOURCE", "BATCH", "TRIES", "Bytes", "Packets", "PlainPackets", "sockaddr_to"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 T = TypeVar("T")
 
@@ -78,20 +78,22 @@ class Packets(ABC):
         """
         self.sock = sock
         self.number = number
-        self.family = int(sock.family)
-        self.missing = request_ancillary(sock, timestamps=timestamps)
+        self.family: int = int(sock.family)
+        self.missing: frozenset[str] = request_ancillary(sock, timestamps=timestamps)
         self._is_ipv6_only = self.family == socket.AF_INET6 and bool(
             sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         )
         self.max_packet_size = max_packet_size
         self.corked = False
         """Packets may be kept back until ``flush()``: the caller is in the middle of a batch."""
-        self.blocked = False
+        self.blocked: bool = False
         """There is no room to send; ``flush()`` finds out whether there is again."""
         self.on_blocked: Callable[[], None] = _do_nothing
         """Called when ``blocked`` becomes true."""
         self.received = self.bytes_received = self.truncated = 0
-        self.sent = self.bytes_sent = self.send_errors = 0
+        self.sent: int = 0
+        self.bytes_sent: int = 0
+        self.send_errors: int = 0
         self._report = report
 
     @property
@@ -241,6 +243,9 @@ class Packets(ABC):
 
 class PlainPackets(Packets):
     """A system call for each packet, by the socket module. An origin is a sockaddr and ancillary data."""
+
+    # Declared again, because pyright takes what is added to in a subclass for something else.
+    send_errors: int
 
     def receive(self, make: Callable[[Any, bytes, Any, bool], T], owner: object) -> list[T]:
         """See ``Packets``."""

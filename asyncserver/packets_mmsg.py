@@ -42,6 +42,7 @@ from asyncserver.ancillary import (
     parse_ancillary,
     source_control,
 )
+from asyncserver.checks import wrong_data
 from asyncserver.endpoints import Endpoint, IPEndpoint
 from asyncserver.errors import PacketTooLargeError
 from asyncserver.packets import BAD_SOURCE, BATCH, TRIES, Bytes, Packets, sockaddr_to
@@ -109,6 +110,11 @@ class _Memory:
 
 class BatchedPackets(Packets):
     """An origin is a piece of a slot: name, time, packet info."""
+
+    # Declared again, because pyright takes what is added to in a subclass for something else.
+    sent: int
+    bytes_sent: int
+    send_errors: int
 
     def __init__(
         self,
@@ -322,7 +328,10 @@ class BatchedPackets(Packets):
         if self.blocked:
             return False
         out = self._out
-        packet = origin + data
+        try:
+            packet = origin + data
+        except TypeError:
+            raise wrong_data(data, "reply()") from None
         if len(packet) > self._stride:
             self.flush()
             return not out and self.send_one(data, *self._in_words(origin))
@@ -339,7 +348,7 @@ class BatchedPackets(Packets):
         """See ``Packets``."""
         out = self._out
         if not out:
-            self.blocked = False
+            self.blocked: bool = False
             return
         slots, stride, head, lengths = self._out_slots.bytes, self._stride, self._head, self._out_lengths
         at, index = 0, 1

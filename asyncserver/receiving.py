@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
 
 from asyncserver.channel import RECEIVE_SIZE, Channel
+from asyncserver.checks import wrong_data
 from asyncserver.stepping import suspending
 
 __all__ = ["LineIterator", "ReceivingChannel"]
@@ -55,6 +56,11 @@ class ReceivingChannel(Channel):
             return await self.receive(self._settings.receive_limit)
         except EndOfStream:
             raise StopAsyncIteration from None
+
+    if not TYPE_CHECKING:  # Which say it before.
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError("the bytes of a stream come with `async for`")
 
     async def receive_exactly(self, count: int) -> bytes:
         """Wait for exactly ``count`` bytes and return them.
@@ -128,7 +134,12 @@ class ReceivingChannel(Channel):
             raise ValueError(f"max_bytes={max_bytes}: cannot be negative")
         if self._buffer:
             await self._use_budget()
-        found = self._buffer.find(delimiter, self._buffer_at, self._buffer_at + max_bytes + len(delimiter))
+        try:
+            found = self._buffer.find(
+                delimiter, self._buffer_at, self._buffer_at + max_bytes + len(delimiter)
+            )
+        except TypeError:
+            raise wrong_data(delimiter, "receive_until()", "delimiter") from None
         if found >= 0:
             data = self._take(found - self._buffer_at)
             self._take(len(delimiter))
@@ -267,3 +278,11 @@ class LineIterator(AsyncIterator[bytes]):
 
     def __anext__(self) -> Coroutine[Any, Any, bytes]:
         return self._next_line(self._max_bytes)
+
+    if not TYPE_CHECKING:  # Which say it before.
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError("the lines of a stream come with `async for`")
+
+        def __await__(self) -> NoReturn:
+            raise TypeError("lines() is not awaited: `async for line in stream.lines()`")

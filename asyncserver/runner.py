@@ -7,23 +7,23 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Unpack
 
 from asyncserver.addresses import Address, DatagramAddress
 from asyncserver.checks import check_seconds
 from asyncserver.datagram_handlers import AnyDatagramHandler
-from asyncserver.datagram_server import DatagramServer
+from asyncserver.datagram_server import DatagramServer, DatagramServerOptions
 from asyncserver.errors import OptionError
 from asyncserver.handlers import Handler
-from asyncserver.lifecycle import AnyServer, Lifecycle
-from asyncserver.loops import LoopName, run_in_new_loop
-from asyncserver.server import Server
+from asyncserver.lifecycle import AnyServer, Lifecycle, checked_hook
+from asyncserver.loops import LoopName, check_no_loop_is_running, run_in_new_loop
+from asyncserver.server import Server, ServerOptions
 from asyncserver.signals import captured_signals
 from asyncserver.statistics import DrainReport
 
 __all__ = ["run", "run_datagrams", "run_server"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     drain_timeout: float | None = 30.0,
     drain_delay: float = 0.0,
     on_ready: Callable[[Server], object] | None = None,
-    **options: Any,
+    **options: Unpack[ServerOptions],
 ) -> None:
     """Serve until SIGTERM or SIGINT: the first drains, a second one aborts.
 
@@ -48,6 +48,7 @@ def run(
     ``Server``, ``Server.start()`` and ``on_ready`` raise. Tasks and threads that are left over are given
     ``Timeouts.grace`` seconds; one that does not heed its cancellation does not keep the process.
     """
+    check_no_loop_is_running("run()", "await serve(handler, *addresses)")
     run_server(
         Server(handler, *addresses, **options),
         loop=loop,
@@ -64,9 +65,10 @@ def run_datagrams(
     drain_timeout: float | None = 30.0,
     drain_delay: float = 0.0,
     on_ready: Callable[[DatagramServer], object] | None = None,
-    **options: Any,
+    **options: Unpack[DatagramServerOptions],
 ) -> None:
     """As ``run()``, for packets: ``options`` are those of ``DatagramServer``."""
+    check_no_loop_is_running("run_datagrams()", "await serve_datagrams(handler, *addresses)")
     run_server(
         DatagramServer(handler, *addresses, **options),
         loop=loop,
@@ -90,7 +92,9 @@ def run_server(
     drains all of them at the same time, or those that have started by then; the second aborts them.
     The program can close each of them; returns when all are closed. ``OptionError`` if there is none.
     """
+    check_no_loop_is_running("run_server()", "await server.serve()")
     _check_servers(servers)
+    checked_hook("on_ready", on_ready)
     check_seconds("drain_timeout", drain_timeout, zero=True)
     check_seconds("drain_delay", drain_delay, zero=True)
     if drain_delay is None:
@@ -107,10 +111,12 @@ def run_server(
 
 def _check_servers(servers: tuple[object, ...]) -> None:
     if not servers:
-        raise OptionError("servers", (), "give at least one")
+        raise OptionError("servers", (), "give at least one, such as Server(handler, *addresses)")
     for server in servers:
         if not isinstance(server, Lifecycle):
-            raise OptionError("servers", server, "has to be a server")
+            raise OptionError(
+                "servers", server, "has to be a server, Server(handler, *addresses); run() takes a handler"
+            )
     if len(set(servers)) < len(servers):
         raise OptionError("servers", servers, "has the same one twice")
 

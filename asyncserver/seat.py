@@ -22,7 +22,7 @@ class Seat:
         self._loop = loop
         self._context: Context | None = None
         self._message: str | None = None
-        self.cancelled = False
+        self.cancelled: bool = False
         """The task was cancelled while it waited here, and has not been told yet."""
         self.wakeup: Callable[[Seat], object] | None = None
         """Continues the task that waits here; None while there is none."""

@@ -15,10 +15,11 @@ from typing import IO, Any
 from anyio import BrokenResourceError, ClosedResourceError
 
 from asyncserver.channel import ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET
+from asyncserver.checks import as_bytes
 from asyncserver.receiving import ReceivingChannel
 from asyncserver.tls_handshake import closing_alert
 
-__all__ = ["SendingChannel"]
+__all__ = ["CannotSendFileError", "SendingChannel"]
 
 # One sendfile() call moves at most this much; then other connections get their turn.
 _SENDFILE_SIZE = 1 << 20
@@ -38,6 +39,10 @@ class SendingChannel(ReceivingChannel):
 
     __slots__ = ()
 
+    # The channel's: without these lines pyright takes those that are added to here for others.
+    bytes_received: int
+    bytes_sent: int
+
     async def send(self, item: bytes | bytearray | memoryview) -> None:
         """Send all of ``item``.
 
@@ -49,7 +54,7 @@ class SendingChannel(ReceivingChannel):
         An error on the way shows in the next call. Raises ``ClosedResourceError`` after ``send_eof()``.
         """
         if type(item) is not bytes:
-            item = bytes(memoryview(item))  # Not of a number, which would be as many zeros.
+            item = as_bytes(item, "send()")
         if not self._budget:
             await self.send_many((item,))
             return
@@ -68,7 +73,7 @@ class SendingChannel(ReceivingChannel):
     async def send_many(self, items: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send several buffers, in one system call where the kernel takes them; otherwise as ``send``."""
         buffers: list[bytes | memoryview] = [
-            item if isinstance(item, bytes) else bytes(memoryview(item)) for item in items
+            item if isinstance(item, bytes) else as_bytes(item, "send_many()") for item in items
         ]
         self._check_sending()
         if self._file_lock is not None:
@@ -132,6 +137,8 @@ class SendingChannel(ReceivingChannel):
     async def _send_closing_alert(self, tls: ssl.SSLSocket) -> None:
         reading = self._reader_on
         self._stop_reading()
+        if pending := tls.pending():
+            self._set_aside(tls.recv(pending))
         alert = closing_alert(tls)
         if reading:
             self._start_reading()
@@ -142,6 +149,13 @@ class SendingChannel(ReceivingChannel):
                 await self._wait_until_writable()
                 if self._closed:
                     raise ClosedResourceError from None
+
+    def _set_aside(self, data: bytes) -> None:
+        """Decrypted and not received yet: OpenSSL takes it for a breach of the protocol after its alert."""
+        self.bytes_received += len(data)
+        self._buffer = self._buffer[self._buffer_at :] + data
+        self._buffer_at = 0
+        self._wake_receiver()
 
     async def send_file(self, file: IO[bytes], offset: int = 0, count: int | None = None) -> int:
         """Send ``count`` bytes (None: all there are) of a file from ``offset`` on; returns how many.
@@ -171,7 +185,7 @@ class SendingChannel(ReceivingChannel):
         if descriptor is not None and self._tls is None and hasattr(os, "sendfile"):
             try:
                 return await self._send_by_kernel(descriptor, offset, count)
-            except _CannotSendFileError:
+            except CannotSendFileError:
                 pass  # Nothing has been sent; files of some file systems have to be read.
 
         def read(position: int, size: int) -> bytes:
@@ -208,7 +222,7 @@ class SendingChannel(ReceivingChannel):
                 continue
             except OSError as exc:
                 if total == 0 and exc.errno in _NO_SENDFILE:
-                    raise _CannotSendFileError from exc
+                    raise CannotSendFileError from exc
                 raise
             if not sent:
                 break
@@ -234,7 +248,7 @@ class SendingChannel(ReceivingChannel):
         await waiter
 
 
-class _CannotSendFileError(Exception):
+class CannotSendFileError(Exception):
     """The kernel cannot send this kind of file."""
 
 

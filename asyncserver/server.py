@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 from asyncserver.addresses import Address, stream_address
+from asyncserver.checks import counted, names_arguments
 from asyncserver.connection import Connection
 from asyncserver.connections import Connections
 from asyncserver.errors import OptionError, ServerStateError
 from asyncserver.handlers import Handler, Verify, as_handler, as_verify
 from asyncserver.hub import Hub
-from asyncserver.lifecycle import Lifecycle, checked, checked_error_hook
+from asyncserver.lifecycle import Lifecycle, checked, checked_hook, elsewhere
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.options import SocketOptions
 from asyncserver.sockets import ListeningSocket, open_listening_sockets
 from asyncserver.statistics import DrainReport, ServerStatistics
 from asyncserver.stream import Stream
-from asyncserver.tls import ReloadableContext, TLSSource
+from asyncserver.threads import in_thread
+from asyncserver.tls import ReloadableContext, TLSConfig, TLSSource, check_tls_source
 
-__all__ = ["Lifespan", "Server", "serve"]
+__all__ = ["Lifespan", "Server", "ServerOptions", "serve"]
 
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 """Given the server, returns a context manager that is open as long as the server serves."""
+
+logger: logging.Logger = logging.getLogger("asyncserver")
+
+
+_AS_FILES = "tls=TLSConfig(certificate='cert.pem', private_key='key.pem')"
+
+# What is given to the server by another name, or within another argument.
+_GROUPS = {"limits": Limits, "timeouts": Timeouts, "options": SocketOptions, "tls": TLSConfig}
+_KNOWN = ("tls", "verify", "limits", "timeouts", "options", "lifespan", "on_error")
 
 
 class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
@@ -44,6 +57,7 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
     _limits_type = Limits
     _timeouts_type = Timeouts
 
+    @names_arguments("Server", lambda name: elsewhere(name, _GROUPS, _KNOWN))
     def __init__(
         self,
         handler: Handler,
@@ -78,10 +92,12 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
         if tls is None:
             for address in requested:
                 if address.tls:
-                    raise OptionError("tls", None, f"is needed for {address}")
+                    raise OptionError("tls", None, f"is needed for {address}: {_AS_FILES}")
+        else:
+            check_tls_source(tls)
         super().__init__(requested, limits=limits, timeouts=timeouts, lifespan=lifespan)
         self._options = checked("options", options, SocketOptions)
-        self._on_error = checked_error_hook(on_error)
+        self._on_error = checked_hook("on_error", on_error)
         self._tls_source = tls
         self._tls: ReloadableContext | None = None
         self._no_connections = Connections()
@@ -90,7 +106,9 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
 
     async def _prepare(self) -> None:
         if self._tls_source is not None:
-            self._tls = await asyncio.to_thread(ReloadableContext, self._tls_source)
+            self._tls = await in_thread(partial(ReloadableContext, self._tls_source))
+            if not any(address.tls for address in self._requested):
+                logger.info("no address begins with tls+: plain text until a handler calls start_tls()")
 
     def _open_sockets(self) -> list[ListeningSocket]:
         return open_listening_sockets(self._requested, self._options)
@@ -164,7 +182,7 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
     @property
     def under_way(self) -> str:
         """What a drain would have to wait for, for people: "3 connections"."""
-        return f"{len(self.connections)} connections"
+        return counted(len(self.connections), "connection")
 
     def close_inherited(self, keep: Stream | None = None) -> None:
         """In a child process after ``os.fork()``: close its copies of the server's sockets, but ``keep``'s.
@@ -193,7 +211,7 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
         """Load the certificates again, for new handshakes; False if they do not load: the old ones stay."""
         if self._tls is None:
             raise ServerStateError("there is no TLS configuration in force to reload")
-        return await asyncio.to_thread(self._tls.reload)
+        return await in_thread(self._tls.reload)
 
     @property
     def tls_context(self) -> ssl.SSLContext | None:
@@ -201,7 +219,19 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
         return None if self._tls is None else self._tls.context
 
 
-async def serve(handler: Handler, *addresses: Address | str, **options: Any) -> None:
+class ServerOptions(TypedDict, total=False):
+    """The keyword arguments of ``Server``, for what passes them on: ``**options: Unpack[ServerOptions]``."""
+
+    tls: TLSSource | None
+    verify: Verify | None
+    limits: Limits | None
+    timeouts: Timeouts | None
+    options: SocketOptions | None
+    lifespan: Lifespan | None
+    on_error: Callable[[Connection, Exception], object] | None
+
+
+async def serve(handler: Handler, *addresses: Address | str, **options: Unpack[ServerOptions]) -> None:
     """Serve until cancelled; the arguments are those of ``Server``."""
     await Server(handler, *addresses, **options).serve()
 
@@ -210,8 +240,8 @@ async def _watch_certificates(tls: ReloadableContext) -> None:
     interval = tls.reload_interval
     while interval is not None:
         await asyncio.sleep(interval)
-        if await asyncio.to_thread(tls.files_changed):
-            await asyncio.to_thread(tls.reload)
+        if await in_thread(tls.files_changed):
+            await in_thread(tls.reload)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -79,7 +79,8 @@ class Session:
         self._error: PeerUnreachableError | None = None
         self._told: SessionEnd | None = None
         self._closed = False
-        self.used_at = self._opened_at = now
+        self._opened_at = now
+        self.used_at: float = now
         self.end: SessionEnd | None = None
         self.task: asyncio.Task[Any] | None = None
 

@@ -18,7 +18,7 @@ __all__ = [
     "warn_if_backlog_is_capped",
 ]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # Whether a TCP connection starts with the options of the socket that it was accepted from, so that
 # setting them once, on the listening socket, saves five system calls per connection. Linux copies

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,13 +138,7 @@ class Stream(LendingChannel, SocketStream):
         try:
             # wrap_socket() would find that the peer is gone, too, and forget to close the socket.
             self._sock.getpeername()
-            self._sock = self._tls = context.wrap_socket(
-                self._sock,
-                server_side=server_side,
-                server_hostname=server_hostname,
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,
-            )
+            self._sock = self._tls = self._wrap_socket(context, server_side, server_hostname)
             await handshake(self._tls, self._wait_until_readable, self._wait_until_writable)
         except (OSError, ValueError) as exc:
             if self._closed:
@@ -156,6 +151,17 @@ class Stream(LendingChannel, SocketStream):
         finally:
             self._shaking_hands = self._blocked = False
         self._flush()
+
+    def _wrap_socket(
+        self, context: ssl.SSLContext, server_side: bool, server_hostname: str | None
+    ) -> ssl.SSLSocket:
+        return context.wrap_socket(
+            self._sock,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+        )
 
     # --- who is there ---
 
@@ -223,3 +229,15 @@ def _tls_attributes(tls: ssl.SSLSocket) -> list[tuple[Any, Callable[[], Any]]]:
         (TLSAttribute.standard_compatible, lambda: True),
         (TLSAttribute.tls_version, tls.version),
     ]
+
+
+def _name_methods_after(cls: type) -> None:
+    """For "coroutine 'Stream.send' was never awaited": by the class that handlers know, and no part of it."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("asyncserver."):
+            for name, method in vars(base).items():
+                if isinstance(method, types.FunctionType) and not name.startswith("_"):
+                    method.__qualname__ = f"{cls.__qualname__}.{name}"
+
+
+_name_methods_after(Stream)

@@ -32,11 +32,11 @@ class StreamSettings:
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
         """``tls`` gives the context for ``start_tls()``; the limits are those of ``Limits``, in bytes."""
-        self.loop = loop or asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = loop or asyncio.get_running_loop()
         self.poller: Poller = poller or LoopPoller(self.loop)
-        self.receive_limit = receive_limit
+        self.receive_limit: int = receive_limit
         self.send_limit = send_limit
-        self.tls = tls
+        self.tls: Callable[[], ssl.SSLContext] | None = tls
 
     @property
     def send_limit(self) -> int:
@@ -47,4 +47,4 @@ class StreamSettings:
     def send_limit(self, limit: int) -> None:
         self._send_limit = limit
         # How much is collected before it has to go out, or be looked at more closely.
-        self.pressure = min(FLUSH_SIZE, limit)
+        self.pressure: int = min(FLUSH_SIZE, limit)

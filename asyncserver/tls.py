@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from asyncserver.tls_config import ClientCertificates, TLSConfig
 from asyncserver.tls_peer import PeerCertificate, PeerCertificateDict, peer_certificate
-from asyncserver.tls_reload import ReloadableContext, TLSSource
+from asyncserver.tls_reload import ReloadableContext, TLSSource, check_tls_source
 
 __all__ = [
     "ClientCertificates",
@@ -18,5 +18,6 @@ __all__ = [
     "ReloadableContext",
     "TLSConfig",
     "TLSSource",
+    "check_tls_source",
     "peer_certificate",
 ]

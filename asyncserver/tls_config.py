@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
+from asyncserver.checks import names_fields
 from asyncserver.errors import TLSConfigurationError
 from asyncserver.tls_files import Password, StrPath, load_certificate, load_client_ca
 from asyncserver.tls_sni import choose_by_server_name, normalized_server_name
@@ -31,6 +32,7 @@ _SERVER_OPTIONS = (
 )
 
 
+@names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLSConfig:
     """Certificates and TLS options of a server, or of one of its names.

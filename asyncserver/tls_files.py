@@ -6,12 +6,14 @@ are looked at again here, and the error says which file, what is wrong with it, 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import ssl
 import stat
+import time
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from asyncserver.errors import TLSConfigurationError
 
@@ -20,6 +22,8 @@ __all__ = ["Fingerprint", "Password", "StrPath", "fingerprint", "load_certificat
 StrPath: TypeAlias = str | os.PathLike[str]
 Password: TypeAlias = str | bytes | Callable[[], str | bytes] | None
 Fingerprint: TypeAlias = tuple[tuple[int, int, int, int] | None, ...]
+
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 _LONGEST_PASSWORD = 1024  # OpenSSL's buffer, PEM_BUFSIZE
 _CERTIFICATE = re.compile(rb"-----(BEGIN|END) (?:X509 |TRUSTED )?CERTIFICATE-----")
@@ -42,6 +46,7 @@ def load_certificate(
     except (OSError, ValueError) as error:
         problem = _certificate_problem(certificate, private_key, error, asked=source.asked)
         raise TLSConfigurationError(problem) from error
+    _warn_if_expired(certificate)
 
 
 def load_client_ca(context: ssl.SSLContext, client_ca: StrPath) -> None:
@@ -73,6 +78,19 @@ def _file_identity(path: StrPath) -> tuple[int, int, int, int] | None:
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _warn_if_expired(certificate: StrPath) -> None:
+    try:
+        # Not public, and the only way to read a certificate that no peer has shown.
+        implementation: Any = ssl
+        found = implementation._ssl._test_decode_cert(os.fspath(certificate))
+        expired = ssl.cert_time_to_seconds(found["notAfter"]) < time.time()
+    except (AttributeError, KeyError, OSError, ValueError):
+        return
+    if expired:
+        name = _named("certificate", certificate)
+        logger.warning("%s: expired on %s, so that clients refuse it; renew it", name, found["notAfter"])
 
 
 class _PasswordSource:

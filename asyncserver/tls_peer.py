@@ -67,7 +67,7 @@ class PeerCertificate:
 
     @classmethod
     def from_ssl_object(cls, ssl_object: TLSObject) -> PeerCertificate | None:
-        """The peer's certificate, or ``None`` as with :func:`peer_certificate`."""
+        """The peer's certificate; None if there is none, or none that was verified."""
         certificate = peer_certificate(ssl_object)
         der = None if certificate is None else ssl_object.getpeercert(binary_form=True)
         if certificate is None or der is None:

@@ -13,12 +13,12 @@ from asyncserver.errors import TLSConfigurationError
 from asyncserver.tls_config import TLSConfig, check_server_context
 from asyncserver.tls_files import Fingerprint, fingerprint
 
-__all__ = ["ReloadableContext", "TLSSource"]
+__all__ = ["ReloadableContext", "TLSSource", "check_tls_source"]
 
 TLSSource: TypeAlias = TLSConfig | ssl.SSLContext | Callable[[], ssl.SSLContext]
 """Where a server's SSL context comes from: files and options, a finished one, or a function that makes it."""
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 
 class ReloadableContext:
@@ -134,12 +134,19 @@ def _create_context(source: TLSSource) -> ssl.SSLContext:
         return source.create_context()
     if isinstance(source, ssl.SSLContext):
         return check_server_context(source, "the TLS context")
-    if not callable(source):
-        raise TLSConfigurationError(
-            f"{source!r} cannot be a TLS context's source; "
-            "give a TLSConfig, an ssl.SSLContext or a function that returns one"
-        )
+    check_tls_source(source)
     return _call_function(source)
+
+
+def check_tls_source(source: object) -> None:
+    """Raise :class:`TLSConfigurationError` for what no context can come of."""
+    if isinstance(source, TLSConfig | ssl.SSLContext) or (callable(source) and source is not TLSConfig):
+        return
+    certificate = source if isinstance(source, str) else "cert.pem"
+    raise TLSConfigurationError(
+        f"tls={source!r}: has to be a TLSConfig, an ssl.SSLContext or a function that returns one; for files "
+        f"write TLSConfig(certificate={certificate!r}, private_key='key.pem')"
+    )
 
 
 def _call_function(function: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:

@@ -78,7 +78,7 @@ __all__ = [
     "wanted_mode",
 ]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 AnyUnixAddress: TypeAlias = UnixAddress | UnixDatagramAddress
 Step: TypeAlias = Callable[[socket.socket], None]
@@ -366,7 +366,10 @@ def remove_if_stale(path: str, address: AnyUnixAddress) -> None:
     if answer == errno.ECONNREFUSED:
         _remove_stale(path, found, address)
     elif answer in _IN_USE:
-        reason = "another server has a socket open at this path; find it with `ss -lxp`"
+        reason = (
+            "another server has a socket open at this path, perhaps this one, started before; "
+            "choose another path, or see who has it: `ss -lxp`"
+        )
         raise BindError(str(address), reason, errno.EADDRINUSE)
     elif answer in (errno.EACCES, errno.EPERM):  # the second one outside Linux
         reason = "there is a socket at this path, and this user may not ask whether it is in use"

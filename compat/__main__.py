@@ -40,6 +40,8 @@ options:
   -h, --help         show this and exit
 """
 
+_OPTIONS = ("--executor", "--loop", "--no-children", "--version", "--help")
+
 # Tell child processes what holds for this one.
 _PATH, _EXECUTOR, _LOOP = "ASYNCSERVER_COMPAT", "ASYNCSERVER_COMPAT_EXECUTOR", "ASYNCSERVER_COMPAT_LOOP"
 
@@ -62,15 +64,22 @@ def main() -> None:
         if option == "--":
             break
         if option not in ("--executor", "--loop"):
-            _fail(f"unknown option: {option}")
+            _fail(f"unknown option: {option}{_similar(option)}")
         if not equals:
             if not arguments:
                 _fail(f"{option} needs a value")
             value = arguments.pop(0)
         _set(option, value)
     if not arguments:
-        _fail("there is no program to run")
+        _fail("there is no program to run: name a script, or write -m module")
     _run(arguments, children=children)
+
+
+def _similar(option: str) -> str:
+    import difflib  # For those who have made a mistake: the program may want to be the first to import it.
+
+    found = difflib.get_close_matches(option, _OPTIONS, n=1)
+    return f"; did you mean {found[0]}?" if found else "; what follows the program's name is for the program"
 
 
 def _set(option: str, value: str) -> None:

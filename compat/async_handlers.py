@@ -56,8 +56,11 @@ class AsyncRequestHandler:
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         self.request = request
+        """What ``get_request()`` gave."""
         self.client_address = client_address
+        """Where it came from, as the socket module writes addresses."""
         self.server = server
+        """The server that it came to."""
         if _here.collecting is server and _here.collected is None:
             _here.collected = self
         else:
@@ -89,6 +92,7 @@ class AsyncStreamRequestHandler(AsyncRequestHandler):
     """
 
     stream: Stream
+    """The bytes to and from the client."""
 
     async def run(self) -> None:
         """See ``AsyncRequestHandler``."""
@@ -119,7 +123,9 @@ class AsyncDatagramRequestHandler(AsyncRequestHandler):
     """One datagram: ``self.packet``. ``await self.reply(data)`` answers; ``self.socket`` is the server's."""
 
     packet: bytes
+    """What was in the datagram."""
     socket: socket.socket
+    """The server's."""
 
     async def run(self) -> None:
         """See ``AsyncRequestHandler``."""

@@ -37,7 +37,7 @@ __all__ = [
     "start_request",
 ]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 _ENGINE = "_EventLoopMixIn__engine"
 
@@ -50,8 +50,8 @@ class Engine:
     def __init__(self, server: Any) -> None:
         self._server = weakref.ref(server)
         self.turns: dict[int, Turns] = {}
-        self.jobs = JobCounter()
-        self.exhaustion = Exhaustion()
+        self.jobs: JobCounter = JobCounter()
+        self.exhaustion: Exhaustion = Exhaustion()
         self._spare: list[LoopWaiter] = []
         self._executors: dict[Any, RequestExecutor] = {}
         self._refused: dict[str, str] = {}

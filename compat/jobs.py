@@ -66,7 +66,7 @@ class RequestJob:
         self._address = client_address
         self._counter = counter
         self.thread: int | None = None
-        self.daemon = bool(getattr(server, "daemon_threads", False))
+        self.daemon: bool = bool(getattr(server, "daemon_threads", False))
         if not self.daemon and getattr(server, "block_on_close", True):
             counter.add(self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import os
 import select
@@ -16,14 +17,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from asyncserver import Endpoint, IPEndpoint, OptionError, Stream, current_connection
+from asyncserver import Endpoint, IPEndpoint, OptionError, Stream, StreamHandler, current_connection
 from compat.async_handlers import AsyncRequestHandler
 from compat.executors import CallingThread, ChildProcesses, RequestExecutor, as_executor
 from compat.pool import ThreadPool
 
 __all__ = ["LegacyServer", "legacy"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # How long a child process waits for the peer's answer when it ends a TLS session.
 _GOODBYE_SECONDS = 5.0
@@ -73,20 +74,17 @@ def legacy(
 
     Raises ``OptionError`` for what cannot work.
     """
-    if not callable(handler_class):
-        raise OptionError("handler_class", handler_class, "has to be a request handler class")
+    _check_blocks(handler_class)
     made: Callable[..., Any] = handler_class
-    if isinstance(handler_class, type) and issubclass(handler_class, AsyncRequestHandler):
-        raise OptionError(
-            "handler_class", handler_class, "is async already: use an asyncserver.StreamHandler"
-        )
     try:
         chosen = as_executor(executor, ThreadPool)
     except OptionError as exc:
         raise OptionError("executor", executor, exc.reason) from None
     if isinstance(chosen, CallingThread):
         raise OptionError(
-            "executor", executor, "the calling thread is that of the event loop, which would stop"
+            "executor",
+            executor,
+            "the calling thread is that of the event loop, which would stop: use 'threads'",
         )
     session_class = _ChildSession if isinstance(chosen, ChildProcesses) else _Session
     facade = LegacyServer(made) if server is None else server
@@ -107,6 +105,31 @@ def legacy(
             raise failure
 
     return serve_legacy
+
+
+def _check_blocks(given: object) -> None:
+    """Raise ``OptionError`` for what is no handler class, or has nothing that blocks in it."""
+    if not callable(given):
+        raise OptionError(
+            "handler_class",
+            given,
+            "has to be a request handler class, such as a StreamRequestHandler",
+        )
+    if _extends(given, AsyncRequestHandler):
+        raise OptionError("handler_class", given, "is async already: use an asyncserver.StreamHandler")
+    if inspect.iscoroutinefunction(given) or _extends(given, StreamHandler):
+        raise OptionError("handler_class", given, "is async already: give it to asyncserver.Server as it is")
+    if inspect.iscoroutinefunction(getattr(given, "handle", None)):
+        raise OptionError(
+            "handler_class",
+            given,
+            "has an async handle(), which nobody would await: write `def handle(self)`, or make it an "
+            "asyncserver.StreamHandler",
+        )
+
+
+def _extends(given: object, base: type) -> bool:
+    return isinstance(given, type) and issubclass(given, base)
 
 
 _loop: contextvars.ContextVar[asyncio.AbstractEventLoop] = contextvars.ContextVar("compat_loop")

@@ -286,7 +286,7 @@ class _Worker:
         self._given = threading.Lock()
         self._given.acquire()
         self.superfluous = False
-        self.started = False
+        self.started: bool = False
 
     def start(self, name: str) -> None:
         self.started = True

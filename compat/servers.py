@@ -106,12 +106,12 @@ if hasattr(socket, "AF_UNIX"):
     class UnixStreamServer(TCPServer, socketserver.UnixStreamServer):
         """``socketserver.UnixStreamServer`` on an event loop."""
 
-        address_family = socket.AF_UNIX
+        address_family: int = socket.AF_UNIX
 
     class UnixDatagramServer(UDPServer, socketserver.UnixDatagramServer):
         """``socketserver.UnixDatagramServer`` on an event loop."""
 
-        address_family = socket.AF_UNIX
+        address_family: int = socket.AF_UNIX
 
     class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer, socketserver.ThreadingUnixStreamServer):
         """A Unix server with a thread for each connection."""

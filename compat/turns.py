@@ -20,7 +20,7 @@ from compat.watching import UnwatchableError
 
 __all__ = ["Exhaustion", "LoopTurns", "SelectorTurns", "Turns", "reap"]
 
-logger = logging.getLogger("asyncserver")
+logger: logging.Logger = logging.getLogger("asyncserver")
 
 # No descriptors or no memory: accepting at once again would fail again, and burn the CPU.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -96,8 +96,8 @@ class Exhaustion:
     """An episode without descriptors or memory: how long to wait before the next attempt to accept."""
 
     def __init__(self) -> None:
-        self.lasts = False
-        self.ask = False
+        self.lasts: bool = False
+        self.ask: bool = False
         self._delay = 0.0
         self._resume_at = 0.0
 
@@ -155,9 +155,9 @@ class LoopTurns:
         self._paused = False
         self._unsettled: ThreadPool | None = None
         self._polled = False
-        self.in_vain = False
-        self.spares_children = forever and hasattr(os, "pidfd_open")
-        self.may_put_off = forever and _comes_in_bursts(server)
+        self.in_vain: bool = False
+        self.spares_children: bool = forever and hasattr(os, "pidfd_open")
+        self.may_put_off: bool = forever and _comes_in_bursts(server)
         if not hasattr(server, "fileno"):
             self._polled = exhaustion.ask = True  # A queue, or a table: nothing can be waited for.
         else:

@@ -65,8 +65,8 @@ class LoopWaiter:
         self._error: BaseException | None = None
         self._children: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.child_ended = False
-        self.scarce = False
+        self.child_ended: bool = False
+        self.scarce: bool = False
         """Whether the process has run out of descriptors lately."""
         _waiters.add(self)
 

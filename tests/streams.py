@@ -18,10 +18,14 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from asyncserver import Stream
-from asyncserver.poller import open_poller
+from asyncserver import IPEndpoint, Stream
+from asyncserver.memory import MemoryStream
+from asyncserver.memory_socket import MemoryPoller, MemorySocket
+from asyncserver.memory_socket import socket_pair as memory_sockets
+from asyncserver.poller import Poller, open_poller
 from asyncserver.stream_settings import StreamSettings
 from tests.certificates import authority
 from tests.waiting import wait_until
@@ -32,20 +36,26 @@ T = TypeVar("T")
 SERVER_CONTEXT = authority().server_context()
 CLIENT_CONTEXT = authority().client_context()
 
-KINDS = ("tcp", "unix", "tls")
+SOCKET_KINDS = ("tcp", "unix", "tls")
+"""What a test that looks at the stream's socket is run over."""
+
+KINDS = (*SOCKET_KINDS, "memory")
 """What a test that is about the stream alone is run over."""
 
 
 class Peer:
     """The other end of a connection."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
+    def __init__(self, sock: socket.socket | MemorySocket) -> None:
+        self.socket: Any = sock
         self.loop = asyncio.get_running_loop()
 
     async def send(self, data: bytes) -> None:
         """Send all of it."""
-        await self.loop.sock_sendall(self.socket, data)
+        if isinstance(self.socket, MemorySocket):
+            await _send_in_memory(self.socket, data)
+        else:
+            await self.loop.sock_sendall(self.socket, data)
 
     def send_now(self, data: bytes) -> None:
         """Send a little without letting the loop run."""
@@ -53,6 +63,8 @@ class Peer:
 
     async def receive(self, max_bytes: int = 65_536) -> bytes:
         """At least one byte; none at the end of the stream."""
+        if isinstance(self.socket, MemorySocket):
+            return await _receive_in_memory(self.socket, max_bytes)
         return await self.loop.sock_recv(self.socket, max_bytes)
 
     async def receive_exactly(self, count: int) -> bytes:
@@ -86,7 +98,9 @@ class Peer:
 class TLSPeer(Peer):
     """The same with TLS; ``send_raw`` and ``close`` go past it."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None, **options: Any) -> None:
+    def __init__(
+        self, sock: socket.socket | MemorySocket, context: ssl.SSLContext | None = None, **options: Any
+    ) -> None:
         super().__init__(sock)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = context or CLIENT_CONTEXT
@@ -142,6 +156,34 @@ class TLSPeer(Peer):
             await super().send(data)
 
 
+async def _send_in_memory(sock: MemorySocket, data: bytes) -> None:
+    """``loop.sock_sendall()`` for a socket that is none."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[sock.send(view) :]
+        except BlockingIOError:
+            await _ready(sock, sock._poller.add_writer, sock._poller.remove_writer)
+
+
+async def _receive_in_memory(sock: MemorySocket, max_bytes: int) -> bytes:
+    while True:
+        try:
+            return sock.recv(max_bytes)
+        except BlockingIOError:
+            await _ready(sock, sock._poller.add_reader, sock._poller.remove_reader)
+
+
+async def _ready(sock: MemorySocket, add: Callable[[int, Any], None], remove: Callable[[int], None]) -> None:
+    ready = asyncio.Event()
+    number = sock.fileno()
+    add(number, SimpleNamespace(on_readable=ready.set, on_writable=ready.set))
+    try:
+        await ready.wait()
+    finally:
+        remove(number)
+
+
 async def socket_pair(family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
     """Two connected, non-blocking sockets: the accepted one and the one that connected."""
     if family == socket.AF_UNIX:
@@ -172,6 +214,20 @@ def _accepted(listener: socket.socket) -> socket.socket | None:
     return accepted
 
 
+class _LingeringMemoryStream(MemoryStream):
+    """Closes as others do, with some time for the peer."""
+
+    _half_close = Stream._half_close
+
+
+def _memory_stream(
+    poller: MemoryPoller, buffer_sizes: int | None, options: dict[str, Any]
+) -> tuple[Stream, MemorySocket]:
+    addresses = IPEndpoint("192.0.2.1", 50_000), IPEndpoint("192.0.2.2", 7_000)
+    near, far = memory_sockets(poller, buffer_sizes or 200_000, *addresses)
+    return _LingeringMemoryStream(near, StreamSettings(poller=poller, **options), *addresses), far
+
+
 @asynccontextmanager
 async def connected(
     kind: str = "tcp",
@@ -183,15 +239,22 @@ async def connected(
 ) -> AsyncIterator[tuple[Stream, Any]]:
     """A stream and its peer; both are closed in the end, with a RST if they are still open.
 
-    ``kind`` is one of ``KINDS``, or "tls-unix". The options are those of ``StreamSettings``.
+    ``kind`` is one of ``KINDS``, "tls-unix" or "tls-memory". The options are those of ``StreamSettings``.
     ``buffer_sizes``: of the kernel's send buffer here and receive buffer there, to make it full soon.
     """
-    near, far = await socket_pair(socket.AF_UNIX if "unix" in kind else socket.AF_INET)
-    if buffer_sizes is not None:
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_sizes)
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_sizes)
-    poller = open_poller(asyncio.get_running_loop())
-    stream = Stream(near, StreamSettings(poller=poller, **options))
+    stream: Stream
+    far: socket.socket | MemorySocket
+    poller: Poller
+    if "memory" in kind:
+        poller = memory_poller = MemoryPoller(asyncio.get_running_loop())
+        stream, far = _memory_stream(memory_poller, buffer_sizes, options)
+    else:
+        near, far = await socket_pair(socket.AF_UNIX if "unix" in kind else socket.AF_INET)
+        if buffer_sizes is not None:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_sizes)
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_sizes)
+        poller = open_poller(asyncio.get_running_loop())
+        stream = Stream(near, StreamSettings(poller=poller, **options))
     peer = TLSPeer(far, client_context) if "tls" in kind else Peer(far)
     try:
         if isinstance(peer, TLSPeer):

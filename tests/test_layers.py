@@ -32,18 +32,24 @@ LAYERS = (
         sockets *_sockets socket_options systemd peers poller stepping
         stream stream_settings channel receiving sending closing lending tls tls_*
         multicast datagram_socket_options ancillary packets packets_mmsg seat
-        memory memory_*
+        memory memory_* threads
         """,
     ),
     (
         "roles",
         """
-        listener connection ending connections deadlines admission blame hub draining
+        listener hints connection ending connections deadlines admission blame hub draining
         datagram datagram_endpoint datagram_worker datagram_queue datagram_dispatch
         session datagram_sessions datagram_hub
         """,
     ),
-    ("server", "server handlers loops runner signals lifecycle responding datagram_server datagram_handlers"),
+    (
+        "server",
+        """
+        server handlers handler_kinds loops runner signals lifecycle responding
+        datagram_server datagram_handlers
+        """,
+    ),
     ("tools", "cli cli_* loading __main__ testing pytest_plugin"),
 )
 TOOLS = len(LAYERS) - 1

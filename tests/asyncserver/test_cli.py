@@ -192,7 +192,7 @@ def test_first_signal_drains(serve: Serve, loop_name: str) -> None:
             client.sendall(b"one\nhalf of ")
             assert client.recv(100) == b"got one\n"
             process.send_signal(signal.SIGTERM)
-            process.wait_for("draining 1 connections")
+            process.wait_for("draining 1 connection")
             client.sendall(b"two\n")
             assert client.recv(100) == b"got half of two\n"
         assert process.wait() == -signal.SIGTERM
@@ -208,10 +208,10 @@ def test_second_signal_aborts(serve: Serve, loop_name: str) -> None:
             client.sendall(b"one\nhalf of ")
             assert client.recv(100) == b"got one\n"
             process.send_signal(signal.SIGINT)
-            process.wait_for("draining 1 connections")
+            process.wait_for("draining 1 connection")
             process.send_signal(signal.SIGINT)
             assert process.wait() == -signal.SIGINT
-    assert "aborting 1 connections" in process.stderr
+    assert "aborting 1 connection" in process.stderr
 
 
 @on_posix
@@ -406,7 +406,7 @@ BAD_USAGE: list[tuple[list[str], str]] = [
     (["app:plain", ADDRESS], "HANDLER: 'app:plain' is not async: write `async def`"),
     (["app:two", ADDRESS], "HANDLER: 'app:two' has to take one argument, the stream; it takes (one, other)"),
     (["app:service", ADDRESS], "HANDLER: 'app:service' has to be an async function or a StreamHandler class"),
-    (["app:NoHandler", ADDRESS], "HANDLER: 'app:NoHandler' a handler class has to extend"),
+    (["app:NoHandler", ADDRESS], "HANDLER: 'app:NoHandler' has to extend asyncserver.StreamHandler"),
     (["my-app:echo", ADDRESS], "HANDLER: 'my-app:echo': 'my-app' is not the name of a module"),
     # a server as target
     (["app:server", ADDRESS], "'app:server' is a Server, .* leave out ADDRESS..."),

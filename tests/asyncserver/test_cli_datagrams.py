@@ -161,7 +161,7 @@ def test_first_signal_drains(directory: Path, loop_name: str) -> None:
             client.send(b"hello")
             assert client.recv(100) == b"taken"
             process.send_signal(signal.SIGINT)
-            process.wait_for("SIGINT: draining 1 handlers")
+            process.wait_for("SIGINT: draining 1 handler")
             (directory / "go_on").touch()
             assert client.recv(100) == b"done"
             assert process.wait() == -signal.SIGINT
@@ -278,7 +278,7 @@ BAD_USAGE = [
     ),
     (
         ["app:NoHandler", UDP],
-        "HANDLER: 'app:NoHandler' a handler class has to extend asyncserver.DatagramHandler",
+        "HANDLER: 'app:NoHandler' has to extend asyncserver.DatagramHandler",
     ),
     (
         ["app", UDP],

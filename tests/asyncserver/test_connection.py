@@ -887,6 +887,22 @@ async def test_abort_while_it_lingers() -> None:
         assert connection.close_reason is CloseReason.HANDLER_RETURNED
 
 
+async def test_abort_does_not_wait_for_a_handler_that_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    until = asyncio.Event()
+
+    async def handler(stream: Stream) -> None:
+        await ignore_cancellation(until)
+
+    timeouts = Timeouts(grace=20 * MS)
+    async with local_server(handler, timeouts=timeouts) as server, await Client.connect(server) as client:
+        connection = await only(server)
+        connection.abort()
+        assert await client.ended() == "reset"
+        await wait_until(lambda: not server.connections)
+        assert [text for text in complaints(caplog) if "goes on although it was cancelled" in text]
+        until.set()
+
+
 async def test_a_handler_may_abort_its_own_connection() -> None:
     went_on = []
 

@@ -62,7 +62,7 @@ def test_other_spellings_are_read() -> None:
         ("tls+udp://:53", "scheme", "tls+udp", "datagrams have no TLS here"),
         ("tls+unixgram:@x", "scheme", "tls+unixgram", "datagrams have no TLS here"),
         ("unix-dgram:/x", "scheme", "unix-dgram", "did you mean unixgram:?"),
-        ("http://x:1", "scheme", "http", "udp, unixgram"),
+        ("gopher://x:1", "scheme", "gopher", "udp, unixgram"),
         ("udp:127.0.0.1:53", "host", "127.0.0.1:53", "as in udp://"),
         ("udp://::1:53", "host", "::1:53", "in brackets"),
         ("udp://127.0.0.1", "port", "", "is missing"),
@@ -144,7 +144,8 @@ def test_datagrams_where_streams_are_needed(address: Address, scheme: str) -> No
         with pytest.raises(AddressError) as caught:
             stream_address(given)
         assert str(caught.value) == (
-            f"scheme {scheme!r}: is a datagram address: serve it with DatagramServer"
+            f"scheme {scheme!r}: is for datagrams: "
+            "serve it with run_datagrams(), serve_datagrams() or DatagramServer"
         )
 
 
@@ -156,7 +157,9 @@ def test_streams_where_datagrams_are_needed(address: Address, scheme: str) -> No
     for given in (address, str(address)):
         with pytest.raises(AddressError) as caught:
             datagram_address(given)
-        assert str(caught.value) == f"scheme {scheme!r}: is a stream address: serve it with Server"
+        assert str(caught.value) == (
+            f"scheme {scheme!r}: is for streams: serve it with run(), serve() or Server"
+        )
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -423,3 +425,26 @@ async def test_bad_times_are_refused_before_anything_happens(options: Any, optio
             await server.drain(**options)
         assert caught.value.option == option
         assert server.ready
+
+
+@pytest.mark.parametrize("end", ["drain", "aclose"])
+async def test_threads_of_handlers_do_not_hold_it_up(end: str) -> None:
+    """They may have taken every thread of the loop's default executor."""
+    free = threading.Event()
+
+    async def handler(stream: Stream) -> None:
+        await asyncio.to_thread(free.wait)
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+    try:
+        async with local_server(handler, timeouts=Timeouts(grace=20 * MS)) as server:
+            clients = await connect_many(server, 3)
+            await wait_until(lambda: len(server.connections) == 3)
+            if end == "drain":
+                await within(server.drain(timeout=20 * MS))
+            await within(server.aclose(grace=0))
+            assert not free.is_set()
+            for client in clients:
+                client.close()
+    finally:
+        free.set()

@@ -336,7 +336,7 @@ def test_is_run_as_any_server(loop_name: LoopName, caplog: pytest.LogCaptureFixt
         yield
 
     async def close_all(last: JobServer) -> None:
-        await last.wait_ready()
+        await wait_until(lambda: any("listening" in message for message in caplog.messages))
         for server in (*servers, last):
             await server.aclose()
 

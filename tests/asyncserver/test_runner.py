@@ -154,7 +154,7 @@ def test_bad_option_is_an_error_before_anything_is_opened(options: dict[str, Any
 
 
 async def test_not_within_a_running_loop() -> None:
-    with pytest.raises(ServerStateError, match=r"await serve\(\)"):
+    with pytest.raises(ServerStateError, match=r"await serve\(handler, \*addresses\)"):
         run(echo, ADDRESS)
 
 
@@ -385,7 +385,7 @@ def test_signal_drains_and_is_raised_again(program: Program, number: int) -> Non
         port = process.wait_for_port()
         with be_busy(port) as client:
             process.send_signal(number)
-            process.wait_for(f"{signal.Signals(number).name}: draining 1 connections")
+            process.wait_for(f"{signal.Signals(number).name}: draining 1 connection")
             client.sendall(b"two\n")
             assert client.recv(100) == b"got half of two\n"
             assert client.recv(100) == b""
@@ -401,7 +401,7 @@ def test_nothing_new_is_accepted_while_draining(program: Program) -> None:
         port = process.wait_for_port()
         with be_busy(port) as client:
             process.send_signal(signal.SIGTERM)
-            process.wait_for("draining 1 connections")
+            process.wait_for("draining 1 connection")
             wait_until_blocking(lambda: not accepts(port), timeout=LONG)
             client.sendall(b"two\n")
             assert client.recv(100) == b"got half of two\n"
@@ -431,12 +431,12 @@ def test_second_signal_aborts(program: Program, timeout: str) -> None:
     with program(f"run(handler, address, loop=loop, on_ready=ready, drain_timeout={timeout})") as process:
         with be_busy(process.wait_for_port()) as client:
             process.send_signal(signal.SIGTERM)
-            process.wait_for("draining 1 connections")
+            process.wait_for("draining 1 connection")
             process.send_signal(signal.SIGINT)
             assert process.wait() == -signal.SIGTERM
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(100) == b""
-    assert "a second signal: aborting 1 connections" in process.stderr
+    assert "a second signal: aborting 1 connection" in process.stderr
 
 
 @on_posix
@@ -455,7 +455,7 @@ def test_second_signal_aborts_a_handler_that_swallows_cancellation(program: Prog
         with connect(process.wait_for_port()) as client:
             assert client.recv(100) == b"hello\n"
             process.send_signal(signal.SIGTERM)
-            process.wait_for("draining 1 connections")
+            process.wait_for("draining 1 connection")
             assert process.terminate() == -signal.SIGTERM
     assert "left behind" in process.stderr
 
@@ -540,7 +540,7 @@ def test_signal_drains_all_at_the_same_time(program: Program) -> None:
         with be_busy(ports[0]) as first, be_busy(ports[1]) as second:
             process.send_signal(signal.SIGTERM)
             for port in ports:
-                process.wait_for(f"SIGTERM: tcp://127.0.0.1:{port}: draining 1 connections")
+                process.wait_for(f"SIGTERM: tcp://127.0.0.1:{port}: draining 1 connection")
             # Neither waits for the other one: both accept no more, and the second is done first.
             for port in ports:
                 wait_until_blocking(lambda port=port: not accepts(port), timeout=LONG)
@@ -560,14 +560,14 @@ def test_second_signal_aborts_all(program: Program, options: str) -> None:
         ports = two_ports(process)
         with be_busy(ports[0]) as first, be_busy(ports[1]) as second:
             process.send_signal(signal.SIGTERM)
-            process.wait_for(f"{ports[1]}: draining 1 connections")
+            process.wait_for(f"{ports[1]}: draining 1 connection")
             process.send_signal(signal.SIGTERM)
             assert process.wait() == -signal.SIGTERM
             for client in (first, second):
                 with contextlib.suppress(ConnectionResetError):
                     assert client.recv(100) == b""
     for port in ports:
-        assert f"a second signal: tcp://127.0.0.1:{port}: aborting 1 connections" in process.stderr
+        assert f"a second signal: tcp://127.0.0.1:{port}: aborting 1 connection" in process.stderr
 
 
 @on_posix
@@ -600,7 +600,7 @@ run_server(*servers, loop=loop, on_ready=ready_then_close)
         process.wait_for("closed\n")
         with be_busy(port) as client:
             process.send_signal(signal.SIGTERM)
-            process.wait_for("SIGTERM: draining 1 connections")
+            process.wait_for("SIGTERM: draining 1 connection")
             client.sendall(b"two\n")
             assert client.recv(100) == b"got half of two\n"
         assert process.wait() == -signal.SIGTERM
@@ -625,7 +625,7 @@ run_server(first, second, third, loop=loop, on_ready=ready)
         process.wait_for("starting")
         with be_busy(port) as client:
             process.send_signal(signal.SIGTERM)
-            process.wait_for("SIGTERM: draining 1 connections")
+            process.wait_for("SIGTERM: draining 1 connection")
             client.sendall(b"two\n")
             assert client.recv(100) == b"got half of two\n"
         assert process.wait() == -signal.SIGTERM
@@ -644,7 +644,7 @@ run_server(*servers, loop=loop, on_ready=two_ready)
         with be_busy(ports[1]) as client:
             process.send_signal(signal.SIGTERM)
             wait_until_blocking(lambda: not accepts(ports[0]), timeout=LONG)
-            process.wait_for(f"{ports[1]}: draining 1 connections")
+            process.wait_for(f"{ports[1]}: draining 1 connection")
             client.sendall(b"two\n")
             assert client.recv(100) == b"got half of two\n"
         assert process.wait() == 1

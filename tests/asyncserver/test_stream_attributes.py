@@ -16,7 +16,7 @@ from anyio.streams.tls import TLSAttribute
 
 from asyncserver import IPEndpoint, Stream, UnixEndpoint
 from tests.certificates import authority
-from tests.streams import KINDS, connected, socket_pair
+from tests.streams import SOCKET_KINDS, connected, socket_pair
 
 CLIENT = authority().client("client")
 CLIENT_DER = CLIENT.der
@@ -28,7 +28,7 @@ for context in (MUTUAL_CLIENT, MUTUAL_SERVER):
     context.set_alpn_protocols(["first", "second"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SOCKET_KINDS)
 async def test_a_stream_is_anyios_socket_stream(kind: str) -> None:
     async with connected(kind) as (stream, _):
         assert isinstance(stream, anyio.abc.SocketStream)

@@ -52,6 +52,23 @@ async def test_bytes_that_came_before_our_end_are_not_lost(kind: str) -> None:
             await within(stream.receive())
 
 
+@pytest.mark.parametrize("received", [10, 16_390])
+@pytest.mark.parametrize("kind", ["tls", "tls-memory"])
+async def test_bytes_that_openssl_holds_are_not_lost_by_our_end(kind: str, received: int) -> None:
+    """Of a record of which a part was received, the rest is decrypted already."""
+    data = random.Random(7).randbytes(20_000)
+    async with connected(kind) as (stream, peer):
+        await peer.send(data)
+        got = await within(stream.receive_exactly(received))
+        rest = asyncio.create_task(stream.receive_exactly(len(data) - received))
+        await stream.send_eof()
+        assert got + await within(rest) == data
+        assert stream.bytes_received == len(data)
+        assert await within(peer.receive_all()) == b""
+        await peer.send(b"late")
+        assert await within(stream.receive()) == b"late"
+
+
 @all_kinds
 async def test_our_end_while_bytes_stream_in(kind: str) -> None:
     data = random.Random(2).randbytes(3_000_000)

@@ -22,10 +22,19 @@ from anyio.streams.tls import TLSAttribute
 
 from asyncserver import CloseReason, ServerStateError, Stream
 from tests.clients import Client, echo, local_server
-from tests.streams import CLIENT_CONTEXT, KINDS, SERVER_CONTEXT, Peer, TLSPeer, connected, raised, socket_pair
+from tests.streams import (
+    CLIENT_CONTEXT,
+    SERVER_CONTEXT,
+    SOCKET_KINDS,
+    Peer,
+    TLSPeer,
+    connected,
+    raised,
+    socket_pair,
+)
 from tests.waiting import PATIENCE, SECOND, stays, wait_until, within
 
-all_kinds = pytest.mark.parametrize("kind", KINDS)
+all_kinds = pytest.mark.parametrize("kind", SOCKET_KINDS)
 
 
 async def lend(stream: Stream, use: Callable[[socket.socket], Any]) -> Any:

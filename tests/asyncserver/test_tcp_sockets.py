@@ -313,7 +313,8 @@ def test_port_in_use(opened: Open) -> None:
     assert isinstance(error.__cause__, OSError)
     tool = f"ss -ltnp 'sport = :{bound.port}'" if LINUX else f"lsof -nP -iTCP:{bound.port} -sTCP:LISTEN"
     assert str(error) == (
-        f"cannot listen on {bound}: 127.0.0.1:{bound.port} is in use by another socket; find it with `{tool}`"
+        f"cannot listen on {bound}: 127.0.0.1:{bound.port} is in use, by another program or by this one, "
+        f"started before; choose another port, or see who has it: `{tool}`"
     )
 
 
@@ -329,7 +330,7 @@ def test_unknown_host_name(opened: Open, monkeypatch: pytest.MonkeyPatch) -> Non
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with pytest.raises(BindError, match=r"the host name of nowhere\.invalid is not known"):
+    with pytest.raises(BindError, match=r"the host name nowhere\.invalid is not known"):
         opened("tcp://nowhere.invalid:80")
 
 
@@ -395,7 +396,7 @@ def failing(number: int) -> Callable[..., None]:
 
 def test_other_platforms_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ip_sockets, "_ON_LINUX", False)
-    for number, words in ((errno.EADDRINUSE, "lsof -nP -iTCP:80"), (errno.EACCES, "take a higher port")):
+    for number, words in ((errno.EADDRINUSE, "lsof -nP -iTCP:80"), (errno.EACCES, "take a port from")):
         monkeypatch.setattr(tcp_sockets, "_open_one", failing(number))
         with pytest.raises(BindError, match=words):
             open_tcp_sockets(TCPAddress("127.0.0.1", 80), SocketOptions())

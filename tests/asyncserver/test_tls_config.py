@@ -1008,7 +1008,7 @@ def raising_factory() -> ssl.SSLContext:
         ),
         (lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "is a client's SSL context"),
         (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "is a client's SSL context"),
-        ("site.pem", "'site.pem' cannot be a TLS context's source"),
+        ("site.pem", "tls='site.pem': has to be a TLSConfig, an ssl.SSLContext or a function that"),
     ],
 )
 def test_sources_that_cannot_be(source: Any, expected: str) -> None:

@@ -137,7 +137,8 @@ def test_port_in_use(opened: Open) -> None:
     assert caught.value.errno == errno.EADDRINUSE
     tool = f"ss -lunp 'sport = :{bound.port}'" if LINUX else f"lsof -nP -iUDP:{bound.port}"
     assert str(caught.value) == (
-        f"cannot listen on {bound}: 127.0.0.1:{bound.port} is in use by another socket; find it with `{tool}`"
+        f"cannot listen on {bound}: 127.0.0.1:{bound.port} is in use, by another program or by this one, "
+        f"started before; choose another port, or see who has it: `{tool}`"
     )
 
 

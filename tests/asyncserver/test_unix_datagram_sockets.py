@@ -171,8 +171,8 @@ def test_server_of_datagrams_keeps_its_path_and_does_not_notice(directory: Path,
         opened(path)
     assert caught.value.errno == errno.EADDRINUSE
     assert str(caught.value) == (
-        f"cannot listen on unixgram://{path}: another server has a socket open at this path; "
-        "find it with `ss -lxp`"
+        f"cannot listen on unixgram://{path}: another server has a socket open at this path, "
+        "perhaps this one, started before; choose another path, or see who has it: `ss -lxp`"
     )
     assert path.lstat().st_ino == before.st_ino
     with pytest.raises(BlockingIOError):

@@ -10,7 +10,6 @@ import signal
 import socket
 import socketserver
 import ssl
-import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import compat
 from asyncserver import LoopName, Stream
 from compat import AsyncDatagramRequestHandler, AsyncStreamRequestHandler
 from tests.certificates import authority
+from tests.clients import reset_at_close
 from tests.compat.support import ENTRIES, LINUX, Client, InThread, address_for, blocks, run_turns, serving
 from tests.waiting import PATIENCE, wait_until_blocking
 
@@ -559,7 +559,7 @@ def test_a_handler_that_closes_its_stream(loop_name: LoopName) -> None:
 
 
 def reset(client: Client) -> None:
-    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset_at_close(client.sock)
     client.close()
 
 

@@ -92,8 +92,8 @@ def test_options_hold_in_a_process_and_in_its_children(
 # --- a process that has no descriptor left before its server has waited for the first time ---
 
 FULL = """
-import os, resource
 import compat
+from asyncserver.testing import exhausted_descriptors
 
 class Server(compat.TCPServer):
     timeout = 0.05
@@ -102,16 +102,8 @@ class Server(compat.TCPServer):
         return "gave up"
 
 server = Server(("127.0.0.1", 0), None)
-filling = []
-resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-try:
-    while True:
-        filling.append(os.dup(0))
-except OSError:
-    pass
-answer = server.handle_request()
-for fd in filling:
-    os.close(fd)
+with exhausted_descriptors():
+    answer = server.handle_request()
 server.server_close()
 print(answer)
 """

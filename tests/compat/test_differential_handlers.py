@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from asyncserver import LoopName
+from tests.clients import reset_at_close
 from tests.compat.support import (
     LOCAL,
     SERVERS,
@@ -184,7 +185,7 @@ def test_client_that_is_gone(server_name: str, wbufsize: int, loop_name: LoopNam
 
         with Server(LOCAL, Handler) as server:
             with Client(server) as client:
-                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_at_close(client.sock)
             run_turns(server, "serve_forever", 1)
         return [trace.requests[1:], trace.requests[0].fileno()]
 
