@@ -1,10 +1,11 @@
 """Measure our servers beside their peers.
 
-    python benchmarks/run.py            everything: twenty minutes
+    python benchmarks/run.py            everything: half an hour
     python benchmarks/run.py --quick    does everything work? no figures to quote
     python benchmarks/run.py --suite compat   compat beside the standard library's socketserver
     python benchmarks/run.py --suite datagrams   our datagram server beside its peers
     python benchmarks/run.py --work echo,churn --servers ours-uvloop,uvloop-protocol --rounds 5 --seconds 2
+    python benchmarks/run.py --charts-only   the pictures of results/full.json once more
 
 README.md beside this file tells the method and what the columns mean.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ from harness.suites import SUITES
 from harness.workloads import Workload
 
 RESULTS = building.HERE / "results"
+PICTURES = building.HERE.parent / "docs" / "pictures"
 
 
 def command_line() -> argparse.Namespace:
@@ -51,6 +54,20 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
     parser.add_argument(
         "--name", help="of the result files (default: full or the suite's; quick; last for a part)"
+    )
+    parser.add_argument(
+        "--charts",
+        type=Path,
+        metavar="DIR",
+        help="where the pictures go (default: docs/pictures for a whole run, else beside the results)",
+    )
+    parser.add_argument("--no-charts", action="store_true", help="no pictures")
+    parser.add_argument(
+        "--charts-only",
+        nargs="*",
+        type=Path,
+        metavar="JSON",
+        help="draw these results, measure nothing; of several that have a work, the last (results/full.json)",
     )
     parser.add_argument("--list", action="store_true", help="show what --work and --servers can name")
     options = parser.parse_args()
@@ -77,6 +94,36 @@ def result_name(options: argparse.Namespace) -> str:
     suite = options.suite
     whole = len(options.work) == len(suite.workloads) and len(options.servers) == len(suite.servers)
     return ("quick" if options.quick else suite.result) if whole else "last"
+
+
+def chart_folder(options: argparse.Namespace) -> Path:
+    """Return where the pictures of a run go: those of a part do not replace the documentation's."""
+    if options.charts:
+        return Path(options.charts)
+    name = result_name(options)
+    return PICTURES if name == SUITES["peers"].result else RESULTS / f"{name}.charts"
+
+
+def why_no_charts() -> str | None:
+    """Return why no pictures can be drawn, or None."""
+    found = importlib.util.find_spec("matplotlib")
+    return None if found else "matplotlib is not installed: pip install 'matplotlib>=3.9'"
+
+
+def write_charts(sources: Sequence[Path], folder: Path) -> bool:
+    """Draw what the results have figures for; return whether that was possible, and tell if it was not."""
+    if reason := why_no_charts():
+        again = "python benchmarks/run.py --charts-only " + " ".join(map(str, sources))
+        print(f"no pictures, {reason}\nthe results are kept; then: {again}", file=sys.stderr)
+        return False
+    from harness import charts
+
+    pictures = charts.draw([charts.read(source) for source in sources])
+    for picture in pictures:
+        picture.write(folder)
+    names = ", ".join(picture.name for picture in pictures) or "there is none of this work"
+    print(f"pictures: {names}; in {folder}", file=sys.stderr)
+    return True
 
 
 def usable(python: str, wanted: Sequence[Server]) -> tuple[list[Server], list[str]]:
@@ -165,13 +212,11 @@ def possible_work(wanted: Sequence[Workload], knows_tls: bool) -> tuple[list[Wor
     return kept, left_out
 
 
-def main() -> int:
-    """Run from the command line; exit status 1 when a cell failed or had errors."""
-    options = command_line()
-    if options.list:
-        print("work:   ", *(workload.key for workload in options.suite.workloads))
-        print("servers:", *(server.name for server in options.suite.servers))
-        return 0
+def measure(options: argparse.Namespace) -> int:
+    """Run what the options say and write the results; return the exit status."""
+    draws = not options.no_charts and options.suite is SUITES["peers"]
+    if draws and (reason := why_no_charts()):
+        print(f"there will be no pictures, {reason}", file=sys.stderr)
     work, impossible = possible_work(options.work, building.build_loadgen())
     able, unusable = usable(options.python, options.servers)
     left_out = [*impossible, *unusable]
@@ -196,11 +241,26 @@ def main() -> int:
     )
     text = report.markdown(described, results, work, verdicts)
     print(text)
-    for path in report.write(
-        RESULTS, result_name(options), text, report.as_json(described, results, verdicts)
-    ):
+    data = report.as_json(described, results, verdicts)
+    written = report.write(RESULTS, result_name(options), text, data)
+    for path in written:
         print(f"written: {path.relative_to(building.HERE.parent)}", file=sys.stderr)
+    if draws:
+        write_charts(written[1:], chart_folder(options))
     return 1 if results.failures or any(sample.errors for sample in results.samples) else 0
+
+
+def main() -> int:
+    """Run from the command line; exit status 1 when a cell failed or had errors."""
+    options = command_line()
+    if options.list:
+        print("work:   ", *(workload.key for workload in options.suite.workloads))
+        print("servers:", *(server.name for server in options.suite.servers))
+        return 0
+    if options.charts_only is not None:
+        sources = options.charts_only or [RESULTS / "full.json"]
+        return 0 if write_charts(sources, options.charts or PICTURES) else 1
+    return measure(options)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -89,9 +90,12 @@ CHURN = ("churn", "--connections", "4")
 STORM = ("storm", "--connections", "20")
 BURST = ("burst", "--connections", "20", "--limit", "0.5")
 IDLE = ("idle", "--connections", "20")
+PACED = ("paced", "--connections", "4", "--rate", "1000")
+PACED_TURN = 60  # at this rate a connection has 75 pieces, 25 of them in the warm-up
+PAUSE = 0.1  # seconds
 
 CASES = (
-    *(Case("right", bytes, load) for load in (ECHO, LARGE, LINES, CHURN, STORM, BURST, IDLE)),
+    *(Case("right", bytes, load) for load in (ECHO, LARGE, LINES, PACED, CHURN, STORM, BURST, IDLE)),
     *(Case("one bit flipped", corrupt, load, frozenset({"corrupt"})) for load in (ECHO, LARGE, LINES)),
     *(Case("shifted by a byte", shift, load, frozenset({"corrupt"})) for load in (ECHO, LARGE, LINES)),
     *(
@@ -111,6 +115,17 @@ CASES = (
         for load in (ECHO, LINES)
     ),
     *(Case("another connection's", MixUp(), load, frozenset({"corrupt"})) for load in (ECHO, LINES)),
+    *(
+        Case(name, mangle, PACED, frozenset(expected), at=PACED_TURN)
+        for name, mangle, expected in (
+            ("one bit flipped", corrupt, {"corrupt"}),
+            ("a byte added", lambda data: data + b"!", {"extra", "corrupt"}),
+            ("a byte dropped", lambda data: data[1:], {"missing", "corrupt"}),
+            ("an echo dropped", lambda data: b"", {"missing", "corrupt"}),
+            ("an echo repeated", lambda data: data * 2, {"extra", "corrupt"}),
+        )
+    ),
+    Case("another connection's", MixUp(), PACED, frozenset({"corrupt"}), at=PACED_TURN),
     Case("lines in the wrong order", swap_lines, LINES, frozenset({"corrupt"})),
     *(
         Case("one bit flipped", corrupt, load, frozenset({"corrupt"}), at=1)
@@ -198,6 +213,25 @@ def closing(connection: socket.socket, mangle: Mangle, wrong_at: int) -> None:
     with connection, contextlib.suppress(OSError):
         for _ in range(wrong_at):
             connection.sendall(connection.recv(65536))
+
+
+class Pausing:
+    """Echoes, but once, for all connections, not for `PAUSE` seconds: from its piece number `start` on."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.lock = threading.Lock()
+        self.count = 0
+
+    def __call__(self, connection: socket.socket, mangle: Mangle, wrong_at: int) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while data := connection.recv(65536):
+                with self.lock:
+                    self.count += 1
+                    if self.count == self.start:
+                        time.sleep(PAUSE)
+                connection.sendall(data)
 
 
 class EverySecond:
@@ -312,6 +346,26 @@ def problem_with_timeouts(result: dict[str, Any], served: int, timed_out: int) -
     return None if slowest >= 0.5 else f"the slowest has {slowest} s and had 0.5 s to wait"
 
 
+def problem_with_pause(result: dict[str, Any], due: int) -> str | None:
+    """Return what is wrong with the report on a pause: it is in the latencies of all that were due in it.
+
+    `due` messages of the window are expected to be in the report.
+    """
+    if (found := (result["operations"], result["errors"])) != (due, 0):
+        return f"answered, errors: {found}, expected {(due, 0)}"
+    # A third of the window's messages or more waited, for half of the pause on average.
+    slow, slowest = result["latency_us"]["p90"] / 1e6, result["latency_us"]["max"] / 1e6
+    return None if slow >= PAUSE / 2 and slowest >= 0.9 * PAUSE else f"p90 {slow} s, the slowest {slowest} s"
+
+
+def problem_with_percentiles(result: dict[str, Any]) -> str | None:
+    """Return what is wrong with the distribution: it has all its percentiles, and they rise."""
+    latencies = list(result["latency_us"].values())
+    if len(latencies) != 12:
+        return f"reported {list(result['latency_us'])}"
+    return None if latencies == sorted(latencies) and latencies[0] > 0 else f"they do not rise: {latencies}"
+
+
 def tell(mode: str, name: str, wrong: str | None) -> bool:
     """Print the outcome of a case; return whether it failed."""
     print(f"{'FAILED' if wrong else 'ok':7}{mode:9}{name:25} {wrong or ''}".rstrip())
@@ -335,6 +389,15 @@ def main() -> int:
             result = load(port, (*datagrams.arguments, "--seconds", str(datagrams.seconds)))
             wrong = problem_with_datagrams(result, datagrams)
         failed += tell("lossy" if datagrams.arguments is LOSSY else result["mode"], datagrams.name, wrong)
+    with serving(answer, bytes, 0) as port:
+        right = load(port, PACED)
+    failed += tell("paced", "percentiles", problem_with_percentiles(right))
+    with serving(Pausing(start=120), bytes, 0) as port:
+        wrong = problem_with_pause(load(port, PACED), due=right["operations"])
+    failed += tell("paced", "a pause", wrong)
+    with socket.create_server(("127.0.0.1", 0)) as nobody_accepts:
+        result = load(nobody_accepts.getsockname()[1], ("paced", "--connections", "1", "--rate", "20000"))
+    failed += tell("paced", "nobody answers", problem(result, frozenset({"missing"})))
     with serving(EverySecond(), bytes, 0) as port:
         wrong = problem_with_timeouts(load(port, BURST), served=10, timed_out=10)
     failed += tell("burst", "every second unanswered", wrong)

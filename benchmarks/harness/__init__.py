@@ -15,4 +15,6 @@ Modules, each importing only from those above it:
     results     samples of all rounds brought together
     tables      the columns, and how numbers are written
     report      Markdown for people, JSON for programs
+    drawing     bars and lines as SVG; needs matplotlib
+    charts      which figures are drawn; needs matplotlib
 """

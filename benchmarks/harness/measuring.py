@@ -116,11 +116,12 @@ class _LoadRun:
     ) -> None:
         self.memory_before = self.memory_held = 0
         self._server = running
-        self._limit = conditions.warmup + conditions.seconds + 120 + workload.limit * workload.repeat
+        seconds = conditions.seconds * workload.windows
+        self._limit = conditions.warmup + seconds + 120 + workload.limit * workload.repeat
         # Children that come and go are counted when they have ended, in the figures of their parent.
         watched = ",".join(map(str, [running.process.pid] if server.workers else running.process_ids()))
         command = [str(LOADGEN), *workload.options(), "--port", str(running.port), "--watch", watched]
-        command += ["--warmup", str(conditions.warmup), "--seconds", str(conditions.seconds)]
+        command += ["--warmup", str(conditions.warmup), "--seconds", str(seconds)]
         if workload.holds:
             time.sleep(SETTLE)
             self.memory_before = running.resident_kib()

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from .workloads import Workload
 
-PLAIN = frozenset({"echo", "churn", "storm", "idle"})
+PLAIN = frozenset({"echo", "churn", "paced", "storm", "idle"})
 LINES = frozenset({"lines"})
 TLS = frozenset({"tls"})
+SCALING = frozenset({"scaling"})
+ALL = PLAIN | LINES | TLS | SCALING
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +40,20 @@ class Server:
 
 # The yardstick first and ours right behind it: neighbours in a round meet the same noise.
 SERVERS: tuple[Server, ...] = (
-    Server("uvloop-protocol", "asyncio_protocol.py", ("--loop", "uvloop"), PLAIN | LINES | TLS, ("uvloop",)),
-    Server("ours-uvloop", "ours.py", ("--loop", "uvloop"), PLAIN | LINES | TLS, ("uvloop", "anyio")),
-    Server("ours-asyncio", "ours.py", ("--loop", "asyncio"), PLAIN | LINES | TLS, ("anyio",)),
+    Server("uvloop-protocol", "asyncio_protocol.py", ("--loop", "uvloop"), ALL, ("uvloop",)),
+    Server("ours-uvloop", "ours.py", ("--loop", "uvloop"), ALL, ("uvloop", "anyio")),
+    Server("ours-asyncio", "ours.py", ("--loop", "asyncio"), ALL, ("anyio",)),
     Server("uvloop-streams", "asyncio_streams.py", ("--loop", "uvloop"), PLAIN | LINES | TLS, ("uvloop",)),
     Server("asyncio-protocol", "asyncio_protocol.py", ("--loop", "asyncio"), PLAIN | LINES | TLS),
-    Server("asyncio-streams", "asyncio_streams.py", ("--loop", "asyncio"), PLAIN | LINES | TLS),
+    Server("asyncio-streams", "asyncio_streams.py", ("--loop", "asyncio"), ALL),
     Server("anyio-uvloop", "anyio_server.py", ("--loop", "uvloop"), PLAIN, ("anyio", "uvloop")),
     Server("anyio-asyncio", "anyio_server.py", ("--loop", "asyncio"), PLAIN, ("anyio",)),
     Server("trio", "trio_server.py", (), PLAIN, ("trio",)),
     Server("tornado", "tornado_server.py", (), PLAIN, ("tornado",)),
-    Server("twisted", "twisted_server.py", (), PLAIN | LINES, ("twisted",)),
-    Server("gevent", "gevent_server.py", (), PLAIN, ("gevent",)),
+    Server("twisted", "twisted_server.py", (), PLAIN | LINES | SCALING, ("twisted",)),
+    Server("gevent", "gevent_server.py", (), PLAIN | SCALING, ("gevent",)),
     # Not idle: ten thousand threads may be more than a machine allows.
-    Server("socketserver-threads", "socketserver_threads.py", (), (PLAIN | LINES) - {"idle"}),
+    Server("socketserver-threads", "socketserver_threads.py", (), (PLAIN | LINES | SCALING) - {"idle"}),
     Server("c-libuv", binary="libuv_echo"),
     Server("go", binary="go_echo"),
 )

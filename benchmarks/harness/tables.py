@@ -111,6 +111,15 @@ def columns_of(workload: Workload) -> list[Column]:
             cpu,
             errors,
         ]
+    if workload.mode == "paced":
+        return [
+            *_latencies("p50", "p90"),
+            Column("p99 us", _figure(lambda sample: sample.latency_us["p99"])),
+            *_latencies("p99.9", "max"),
+            *(cpu, Column("CPU ratio", _ratio("cpu"))),
+            Column("disturbed", _median(lambda sample: sample.disturbed, percent)),
+            errors,
+        ]
     if workload.mode == "shutdown":
         slowest = Column("max ms", _figure(lambda sample: sample.latency_us["max"] / 1000))
         return [Column("median ms", _figure(METRICS["median"])), slowest, errors]
@@ -132,6 +141,7 @@ _RANKED_BY: dict[str, Metric] = {
     "storm": "seconds",
     "burst": "slowest",
     "shutdown": "median",
+    "paced": "median",
 }
 
 

@@ -15,6 +15,8 @@ class Workload:
     of the tables are to the server named `yardstick`, where a server does not name another. `limit` is in
     seconds, after which a client of a burst has timed out. With mode "shutdown" no load is generated:
     `connections` servers are shut down. In a `lossy` work a lost datagram is a figure and not an error.
+    With mode "paced" `rate` messages a second leave on all connections together. The window is `windows`
+    times as long as that of other work.
     """
 
     family: str
@@ -29,6 +31,8 @@ class Workload:
     server_options: tuple[str, ...] = ()
     limit: float = 30.0
     lossy: bool = False
+    rate: int = 0
+    windows: float = 1.0
 
     @property
     def key(self) -> str:
@@ -43,6 +47,7 @@ class Workload:
         """What is counted."""
         names = {
             "echo": "message",
+            "paced": "message",
             "lines": "line",
             "udp": "datagram",
             "sessions": "session",
@@ -74,7 +79,8 @@ class Workload:
         """Return the heading of this work's table."""
         size = f"{self.size} B" if self.size % 1024 else f"{self.size // 1024} KiB"
         return {
-            "echo": f"{'TLS echo' if self.tls else 'Echo'}, {size}, {self.connections} connections",
+            "echo": f"{self._echo_name}, {size}, {self.connections} connection{'s' * (self.connections > 1)}",
+            "paced": f"{self.rate} messages of {size} a second, on {self.connections} connections",
             "lines": f"Lines of {size}, {self.in_flight} in flight on each of {self.connections} connections",
             "churn": f"Churn: connect, {size} out and back, close; {self.connections} at a time",
             "storm": f"Storm: {self.connections} connects at once",
@@ -85,14 +91,21 @@ class Workload:
             "sessions": f"{self.connections} sessions with one datagram of {size} each",
         }[self.mode]
 
+    @property
+    def _echo_name(self) -> str:
+        return {"tls": "TLS echo", "scaling": "Scaling: echo"}.get(self.family, "Echo")
+
     def options(self) -> list[str]:
         """Return the load generator's arguments."""
         words = [self.mode, "--connections", str(self.connections), "--size", str(self.size)]
         words += ["--in-flight", str(self.in_flight), "--repeat", str(self.repeat)]
         words += ["--limit", str(self.limit)]
         words += ["--lossy"] if self.lossy else []
+        words += ["--rate", str(self.rate)] if self.rate else []
         return [*words, "--tls"] if self.tls else words
 
+
+SCALING = (1, 4, 16, 64, 256, 1024, 4096)  # connections
 
 WORKLOADS: tuple[Workload, ...] = (
     Workload("echo", "echo", 64, 64),
@@ -106,6 +119,9 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("churn", "churn", 128, 64),
     Workload("tls", "echo", 64, 64, tls=True, yardstick="uvloop-streams"),
     Workload("tls", "echo", 64, 16384, tls=True, yardstick="uvloop-streams"),
+    # All servers can do ten thousand a second; three windows, so that p99.9 stands for a dozen of messages.
+    Workload("paced", "paced", 64, rate=5000, windows=3.0),
+    *(Workload("scaling", "echo", connections) for connections in SCALING),
     Workload("idle", "idle", 10000),
     Workload("storm", "storm", 1000, repeat=5),
 )

@@ -103,15 +103,21 @@ static uint64_t failures(const struct result *result)
     return all;
 }
 
+static void print_latencies(const struct histogram *latency)
+{
+    static const double percents[] = {1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99};
+    printf("\"latency_us\": {");
+    for (size_t index = 0; index < sizeof percents / sizeof *percents; index++)
+        printf("\"p%g\": %.1f, ", percents[index], histogram_percentile(latency, percents[index]) / 1e3);
+    printf("\"max\": %.1f}, ", (double)latency->maximum / 1e3);
+}
+
 static void print_result(const struct options *options, const struct result *result)
 {
     static const char *names[FAILURES] = {"corrupt", "extra", "missing", "closed", "connect", "lost"};
-    const struct histogram *latency = &result->latency;
     printf("{\"mode\": \"%s\", \"operations\": %llu, \"seconds\": %.6f, \"rate\": %.1f, ", options->mode_name,
            (unsigned long long)result->operations, result->seconds, result->rate);
-    printf("\"latency_us\": {\"p50\": %.1f, \"p99\": %.1f, \"p99.9\": %.1f, \"max\": %.1f}, ",
-           histogram_percentile(latency, 50) / 1e3, histogram_percentile(latency, 99) / 1e3,
-           histogram_percentile(latency, 99.9) / 1e3, (double)latency->maximum / 1e3);
+    print_latencies(&result->latency);
     printf("\"timeouts\": %llu, \"lost\": %llu, ", (unsigned long long)result->timeouts,
            (unsigned long long)(result->lost + result->failures[LOST]));
     printf("\"errors\": %llu, \"errors_by_kind\": {", (unsigned long long)failures(result));
@@ -146,6 +152,7 @@ int main(int argc, char **argv)
     switch (options.mode) {
     case MODE_ECHO:
     case MODE_LINES: run_steady(&options, &result); break;
+    case MODE_PACED: run_paced(&options, &result); break;
     case MODE_CHURN: run_churn(&options, &result); break;
     case MODE_STORM: run_storm(&options, &result); break;
     case MODE_BURST: run_burst(&options, &result); break;

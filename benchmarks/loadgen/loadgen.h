@@ -39,6 +39,7 @@ bool check_echo(struct result *result, int connection, uint64_t sent, uint64_t p
 void hold(const struct options *options, uint64_t held);
 
 void run_steady(const struct options *options, struct result *result);
+void run_paced(const struct options *options, struct result *result);
 void run_churn(const struct options *options, struct result *result);
 void run_storm(const struct options *options, struct result *result);
 void run_burst(const struct options *options, struct result *result);

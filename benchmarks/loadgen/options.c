@@ -10,6 +10,8 @@ static const char USAGE[] =
     "usage: loadgen MODE --port N [options]\n"
     "  echo    every connection sends a message, waits for its echo, sends the next\n"
     "  lines   the same with lines, --in-flight of them on each connection\n"
+    "  paced   --rate messages a second altogether, on one connection after the other, at random times that\n"
+    "          do not depend on the answers; latency runs from the time at which a message was due\n"
     "  churn   connect, one message out and back, close; --connections at a time\n"
     "  storm   --connections connects at once, from connect() to the first echo\n"
     "  burst   as storm, but each client leaves when it is served, and who is not served within --limit\n"
@@ -20,6 +22,7 @@ static const char USAGE[] =
     "  sessions  a datagram there and back from each of --connections source addresses, one after the other,\n"
     "          then as idle\n"
     "options: --host 127.0.0.1 --connections 64 --size 64 --in-flight 1 (lines: 16) --repeat 1\n"
+    "         --rate 5000 (paced)\n"
     "         --warmup 0.3 --seconds 1 --patience 2 --limit 30 --hold 120 (seconds)\n"
     "         --tls (echo and lines; TLS 1.3, certificate not verified)\n"
     "         --watch PID[,PID...] (report the CPU time these use)\n"
@@ -63,7 +66,8 @@ static void parse_watched(struct options *self, const char *text)
 
 static void set_mode(struct options *self, const char *name)
 {
-    static const char *names[MODES] = {"echo", "lines", "churn", "storm", "burst", "idle", "udp", "sessions"};
+    static const char *names[MODES] = {"echo", "lines", "paced", "churn", "storm", "burst",
+                                        "idle", "udp",   "sessions"};
     for (int index = 0; index < MODES; index++)
         if (strcmp(name, names[index]) == 0) {
             self->mode = (enum mode)index;
@@ -84,6 +88,7 @@ static void set_option(struct options *self, int option, const char *value)
     case 'c': self->connections = (int)number("--connections", value, 1, 1000000); break;
     case 's': self->size = (size_t)number("--size", value, 1, 1 << 24); break;
     case 'k': self->in_flight = (int)number("--in-flight", value, 1, 4096); break;
+    case 'R': self->rate = (double)number("--rate", value, 1, 10000000); break;
     case 'r': self->repeat = (int)number("--repeat", value, 1, 1000); break;
     case 'w': self->warmup = seconds("--warmup", value); break;
     case 'd': self->seconds = seconds("--seconds", value); break;
@@ -109,13 +114,13 @@ struct options options_parse(int argc, char **argv)
         {"host", 1, 0, 'a'}, {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"size", 1, 0, 's'},
         {"in-flight", 1, 0, 'k'}, {"repeat", 1, 0, 'r'}, {"warmup", 1, 0, 'w'}, {"seconds", 1, 0, 'd'},
         {"patience", 1, 0, 'P'}, {"limit", 1, 0, 'L'}, {"hold", 1, 0, 'H'}, {"tls", 0, 0, 't'},
-        {"lossy", 0, 0, 'l'},
+        {"lossy", 0, 0, 'l'}, {"rate", 1, 0, 'R'},
         {"watch", 1, 0, 'W'}, {"features", 0, 0, 'f'}, {"help", 0, 0, 'h'}, {0, 0, 0, 0},
     };
     struct options self = {
         .address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)},
         .connections = 64, .size = 64, .repeat = 1, .warmup = 0.3, .seconds = 1, .patience = 2,
-        .limit = 30, .hold = 120,
+        .limit = 30, .hold = 120, .rate = 5000,
     };
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;)
         set_option(&self, option, optarg);
@@ -124,6 +129,8 @@ struct options options_parse(int argc, char **argv)
     set_mode(&self, argv[optind]);
     if (!self.in_flight)
         self.in_flight = self.mode == MODE_LINES ? 16 : 1;
+    if (self.mode == MODE_PACED)
+        self.in_flight = PACED_IN_FLIGHT;
     if (!self.address.sin_port)
         fail("--port", "is needed");
     if (self.mode == MODE_LINES && self.size < 2)

@@ -6,16 +6,19 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum mode { MODE_ECHO, MODE_LINES, MODE_CHURN, MODE_STORM, MODE_BURST, MODE_IDLE, MODE_UDP, MODE_SESSIONS, MODES };
-enum { MAXIMUM_WATCHED = 16 };
+enum mode {
+    MODE_ECHO, MODE_LINES, MODE_PACED, MODE_CHURN, MODE_STORM, MODE_BURST, MODE_IDLE, MODE_UDP, MODE_SESSIONS, MODES
+};
+enum { MAXIMUM_WATCHED = 16, PACED_IN_FLIGHT = 1024 };
 
 struct options {
     enum mode mode;
     const char *mode_name;
     struct sockaddr_in address;
-    int connections;   /* echo, lines, churn, udp: at a time; storm, burst, idle, sessions: altogether */
+    int connections;   /* echo, lines, paced, churn, udp: at a time; storm, burst, idle, sessions: altogether */
     size_t size;       /* bytes of a message, of a line with its newline */
-    int in_flight;     /* messages on their way on each connection */
+    int in_flight;     /* messages on their way on each connection; paced: at most */
+    double rate;       /* paced: messages a second on all connections together */
     int repeat;        /* storms or bursts one after the other */
     double warmup;     /* seconds */
     double seconds;    /* measured */

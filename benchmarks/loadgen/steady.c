@@ -1,6 +1,5 @@
 /* echo and lines: connections that stay open, each with a fixed number of messages in flight. */
-#include "channel.h"
-#include "loadgen.h"
+#include "steady.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -11,28 +10,7 @@
 enum { EVENTS = 1024, BUFFER = 1 << 18 };
 enum { LINGER_NS = 30000000 }; /* how long to look for bytes that nobody asked for, after the last echo */
 
-struct session {
-    int number;
-    struct channel channel;
-    uint64_t begun;      /* messages */
-    uint64_t finished;   /* messages echoed in full */
-    uint64_t sent;       /* bytes */
-    uint64_t received;   /* bytes */
-    uint64_t *begun_at;  /* ring of the messages in flight */
-    bool wants_to_write;
-};
-
-struct steady {
-    const struct options *options;
-    struct result *result;
-    struct session *sessions;
-    int alive;
-    int epoll;
-    bool measuring;
-    bool stopping;
-};
-
-static void drop(struct steady *self, struct session *session)
+void steady_drop(struct steady *self, struct session *session)
 {
     channel_close(&session->channel);
     self->alive--;
@@ -56,7 +34,7 @@ static void flush(struct steady *self, struct session *session)
             break;
         if (done <= 0) {
             fail_with(self->result, CLOSED, 1, "connection %d: send: %s", session->number, strerror(errno));
-            drop(self, session);
+            steady_drop(self, session);
             return;
         }
         session->sent += (uint64_t)done;
@@ -66,10 +44,10 @@ static void flush(struct steady *self, struct session *session)
         watch(self, session, EPOLL_CTL_MOD, blocked);
 }
 
-static void begin_messages(struct steady *self, struct session *session, uint64_t count, uint64_t now)
+void steady_begin(struct steady *self, struct session *session, uint64_t count, uint64_t at)
 {
     for (uint64_t index = 0; index < count; index++)
-        session->begun_at[session->begun++ % (uint64_t)self->options->in_flight] = now;
+        session->begun_at[session->begun++ % (uint64_t)self->options->in_flight] = at;
     flush(self, session);
 }
 
@@ -77,12 +55,13 @@ static void finish_messages(struct steady *self, struct session *session)
 {
     uint64_t now = nanoseconds(), before = session->finished;
     uint64_t finished = session->received / self->options->size;
-    for (; session->finished < finished; session->finished++)
-        if (self->measuring)
-            histogram_record(&self->result->latency,
-                             now - session->begun_at[session->finished % (uint64_t)self->options->in_flight]);
+    for (; session->finished < finished; session->finished++) {
+        uint64_t begun_at = session->begun_at[session->finished % (uint64_t)self->options->in_flight];
+        if (self->measuring && begun_at >= self->counted_from)
+            histogram_record(&self->result->latency, now - begun_at);
+    }
     if (finished > before && !self->stopping)
-        begin_messages(self, session, finished - before, now);
+        steady_begin(self, session, finished - before, now);
 }
 
 /* False when nothing more can be read for now, or the connection is gone. */
@@ -95,11 +74,11 @@ static bool read_once(struct steady *self, struct session *session)
     if (size <= 0) {
         fail_with(self->result, CLOSED, 1, "connection %d: closed by the server after %llu bytes", session->number,
                   (unsigned long long)session->received);
-        drop(self, session);
+        steady_drop(self, session);
         return false;
     }
     if (!check_echo(self->result, session->number, session->sent, session->received, buffer, (size_t)size)) {
-        drop(self, session);
+        steady_drop(self, session);
         return false;
     }
     session->received += (uint64_t)size;
@@ -117,7 +96,7 @@ static void on_readable(struct steady *self, struct session *session)
         finish_messages(self, session);
 }
 
-static void turn(struct steady *self, uint64_t until, uint64_t now)
+void steady_turn(struct steady *self, uint64_t until, uint64_t now)
 {
     struct epoll_event events[EVENTS];
     int timeout = until > now ? (int)((until - now) / 1000000) + 1 : 0;
@@ -135,7 +114,7 @@ static uint64_t run_until(struct steady *self, uint64_t until)
 {
     uint64_t now = nanoseconds();
     while (now < until && self->alive) {
-        turn(self, until, now);
+        steady_turn(self, until, now);
         now = nanoseconds();
     }
     return now;
@@ -158,7 +137,7 @@ static bool open_sessions(struct steady *self)
     return true;
 }
 
-static uint64_t unanswered(const struct steady *self)
+uint64_t steady_unanswered(const struct steady *self)
 {
     uint64_t count = 0;
     for (int number = 0; number < self->options->connections; number++)
@@ -172,7 +151,7 @@ static void await_answers(struct steady *self)
 {
     self->stopping = true;
     uint64_t now = nanoseconds(), limit = now + (uint64_t)(self->options->patience * 1e9);
-    while (now < limit && self->alive && unanswered(self))
+    while (now < limit && self->alive && steady_unanswered(self))
         now = run_until(self, now + 2000000 < limit ? now + 2000000 : limit);
     self->stopping = false;
 }
@@ -181,7 +160,7 @@ static void await_answers(struct steady *self)
 static void settle(struct steady *self)
 {
     await_answers(self);
-    uint64_t missing = unanswered(self);
+    uint64_t missing = steady_unanswered(self);
     if (missing)
         fail_with(self->result, MISSING, missing, "%llu messages without their echo %.1f s after the last was sent",
                   (unsigned long long)missing, self->options->patience);
@@ -194,38 +173,56 @@ static void settle(struct steady *self)
 static void greet(struct steady *self)
 {
     for (int number = 0; number < self->options->connections; number++)
-        begin_messages(self, &self->sessions[number], 1, nanoseconds());
+        steady_begin(self, &self->sessions[number], 1, nanoseconds());
     await_answers(self);
+}
+
+bool steady_open(struct steady *self, const struct options *options, struct result *result)
+{
+    *self = (struct steady){.options = options, .result = result, .epoll = epoll_create1(EPOLL_CLOEXEC)};
+    self->sessions = calloc((size_t)options->connections, sizeof *self->sessions);
+    if (!open_sessions(self))
+        return false;
+    greet(self);
+    return true;
+}
+
+void steady_conclude(struct steady *self, struct usage before, uint64_t duration)
+{
+    struct result *result = self->result;
+    self->measuring = false;
+    result->usage = usage_between(before, usage_now(self->options));
+    result->operations = result->latency.total;
+    result->seconds = (double)duration / 1e9;
+    result->rate = (double)result->operations / result->seconds;
+}
+
+void steady_close(struct steady *self)
+{
+    settle(self);
+    for (int number = 0; number < self->options->connections; number++)
+        if (self->sessions[number].channel.fd >= 0)
+            channel_close(&self->sessions[number].channel);
 }
 
 static void measure(struct steady *self)
 {
     const struct options *options = self->options;
-    struct result *result = self->result;
     uint64_t start = run_until(self, nanoseconds() + (uint64_t)(options->warmup * 1e9));
     struct usage before = usage_now(options);
     self->measuring = true;
     uint64_t end = run_until(self, start + (uint64_t)(options->seconds * 1e9));
-    self->measuring = false;
-    result->usage = usage_between(before, usage_now(options));
-    result->operations = result->latency.total;
-    result->seconds = (double)(end - start) / 1e9;
-    result->rate = (double)result->operations / result->seconds;
+    steady_conclude(self, before, end - start);
 }
 
 void run_steady(const struct options *options, struct result *result)
 {
-    struct steady self = {.options = options, .result = result, .epoll = epoll_create1(EPOLL_CLOEXEC)};
-    self.sessions = calloc((size_t)options->connections, sizeof *self.sessions);
-    if (!open_sessions(&self))
+    struct steady self;
+    if (!steady_open(&self, options, result))
         return;
-    greet(&self);
     for (int number = 0; number < options->connections; number++)
         if (self.sessions[number].begun == self.sessions[number].finished && self.sessions[number].channel.fd >= 0)
-            begin_messages(&self, &self.sessions[number], (uint64_t)options->in_flight, nanoseconds());
+            steady_begin(&self, &self.sessions[number], (uint64_t)options->in_flight, nanoseconds());
     measure(&self);
-    settle(&self);
-    for (int number = 0; number < options->connections; number++)
-        if (self.sessions[number].channel.fd >= 0)
-            channel_close(&self.sessions[number].channel);
+    steady_close(&self);
 }
