@@ -1,8 +1,9 @@
 """A service with a control socket: a second server, on a Unix socket, that authorises by user id.
 
-Run it, from the repository's directory, and try it::
+Run it, from the repository's directory, connect to the service, and control it from a third terminal::
 
     python docs/examples/control_socket.py tcp://127.0.0.1:9999 'unix:control.sock?mode=666'
+    nc 127.0.0.1 9999
     socat - UNIX-CONNECT:control.sock
 
 Commands: ``status``, ``connections``, ``close ID``, ``drain [SECONDS]``, ``help``, ``quit``. Whoever can

@@ -11,7 +11,8 @@ Try both::
     openssl s_client -quiet -crlf -starttls smtp -connect 127.0.0.1:2525
     openssl s_client -quiet -crlf -connect 127.0.0.1:4465
 
-and then type ``EHLO me``, ``NOTE something secret``, ``QUIT``.
+and then type ``EHLO me``, ``NOTE something secret``, ``QUIT``. (openssl says that the certificate is
+self-signed, and goes on; ``-CAfile cert.pem`` makes it a trusted one.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A TCP proxy: every connection is passed on to another server, in both directions.
 
-Run it, from the repository's directory, in front of anything that listens on port 9999, and try it::
+Run it, from the repository's directory, in front of anything that listens on port 9999, such as
+``line_echo.py``, and try it::
 
     UPSTREAM=127.0.0.1:9999 python -m asyncserver serve docs/examples/tcp_proxy.py:tcp_proxy tcp://127.0.0.1:9000
     nc -N 127.0.0.1 9000

@@ -1,6 +1,7 @@
 """A time server: SNTP (RFC 5905, section 14), with the kernel's receive timestamp.
 
-Run it, from the repository's directory, and ask it with an NTP client that lets you choose the port::
+Run it, from the repository's directory, and ask it with an NTP client that lets you choose the port, such as
+``pip install ntplib``, which prints by how many seconds the clocks differ::
 
     python docs/examples/time_service.py udp://127.0.0.1:1123
     python -c 'import ntplib; print(ntplib.NTPClient().request("127.0.0.1", port=1123).offset)'

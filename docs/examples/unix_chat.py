@@ -3,10 +3,12 @@
 Run it, from the repository's directory, and try it from several terminals::
 
     python docs/examples/unix_chat.py 'unixgram:chat.sock?mode=666'
-    socat - UNIX-SENDTO:chat.sock,bind=ann.sock
+    socat - "UNIX-SENDTO:$PWD/chat.sock,bind=ann.sock"
 
 Each client binds a socket file of its own, which is where the others' messages are sent to, and whose name is
 the client's name. The first packet joins, ``/quit`` leaves; who has vanished or does not read is left out.
+(socat drops what comes from another name than it sends to, and the server's is the whole path. A message is a
+packet and needs no line end: socat shows one right behind the other.)
 """
 
 from __future__ import annotations

@@ -1,0 +1,73 @@
+"""Step 2 of the tutorial (docs/tutorial.md), where it is called chat.py: what one writes, all read.
+
+Run it, from the repository's directory, and try it from several terminals::
+
+    python docs/examples/tutorial_2_chat.py
+    nc 127.0.0.1 9999
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+
+from asyncserver import Server, Stream, StreamHandler, run
+
+MOST_UNSENT = 32_768
+
+
+class Room:
+    """Everybody who is there, by name."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Stream] = {}
+
+    async def say(self, text: str) -> None:
+        for stream in list(self.members.values()):
+            if stream.congested and stream.unsent > MOST_UNSENT:
+                continue  # Who does not read misses this line, and nobody waits.
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await stream.send(f"{text}\n".encode())
+
+
+@asynccontextmanager
+async def open_room(server: Server) -> AsyncIterator[Room]:
+    yield Room()
+
+
+class Chat(StreamHandler):
+    """One member."""
+
+    async def setup(self) -> None:
+        self.room: Room = self.connection.lifespan_state
+        self.name = await self.ask_name()
+        self.room.members[self.name] = self.stream
+
+    async def handle(self) -> None:
+        await self.room.say(f"* {self.name} is here")
+        async for line in self.stream.lines(max_bytes=1_000):
+            await self.room.say(f"{self.name}: {text_of(line)}")
+
+    async def finish(self) -> None:
+        del self.room.members[self.name]
+        await self.room.say(f"* {self.name} has left")
+
+    async def ask_name(self) -> str:
+        question = b"* your name?\n"
+        while True:
+            await self.stream.send(question)
+            name = text_of(await self.stream.receive_until(b"\n", max_bytes=100))
+            if name and name not in self.room.members:
+                return name
+            question = b"* not that one, another name?\n"
+
+
+def text_of(line: bytes) -> str:
+    """Only what can be printed: nobody plays tricks on the others' terminals."""
+    return "".join(filter(str.isprintable, line.decode(errors="replace"))).strip()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    run(Chat, "tcp://127.0.0.1:9999", lifespan=open_room)
