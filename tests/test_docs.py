@@ -7,6 +7,7 @@ What a fenced block of Python is for stands behind the language:
 ``python run``         executed, on both loops, with ``await`` allowed at the top; all of one page
                        share their names, and a directory with ``cert.pem`` and ``key.pem``
 ``python server``      a program: started, connected to, and stopped by SIGTERM
+``python program``     a program with a test of its own, in ``tests/examples``
 =====================  =========================================================================
 """
 
@@ -89,7 +90,10 @@ def page_name(page: Path) -> str:
 
 
 def test_blocks_are_of_known_kinds() -> None:
-    assert {block.kind for block in BLOCKS} <= {"python", "python run", "python server", "ini"}
+    python = {"python", "python run", "python server", "python program"}
+    known = {*python, "console", "ini", "haproxy", "nginx", "sh", "text"}
+    drawn_or_generated = {"{graphviz}", "{eval-rst}"}
+    assert {block.kind for block in BLOCKS} <= known | drawn_or_generated
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.name)
@@ -119,16 +123,20 @@ async def test_snippets_of_a_page_run(page: Path, certificates_here: None) -> No
 
 @pytest.mark.parametrize("block", SERVERS, ids=lambda block: block.name)
 def test_server_serves_and_stops(block: Block, tmp_path: Path, certificates_here: None) -> None:
-    ports = re.findall(r"tcp://127\.0\.0\.1:(\d+)", block.text)
-    # A Unix socket in the place of each port, which may be taken on this machine.
-    text = re.sub(r"tcp://127\.0\.0\.1:(\d+)", r"unix:\1.sock", block.text)
-    (tmp_path / "server.py").write_text(text)
+    (tmp_path / "server.py").write_text(on_unix_sockets(block.text))
     with program("server.py", cwd=tmp_path) as running:
-        for port in ports:
+        for port in dict.fromkeys(re.findall(r"127\.0\.0\.1\D{1,3}(\d+)", block.text)):
             path = tmp_path / f"{port}.sock"
             wait_until_blocking(partial(is_there, path, running))
             connect(path, encrypted=f"tls+tcp://127.0.0.1:{port}" in block.text)
         assert running.stop() == -signal.SIGTERM
+
+
+def on_unix_sockets(text: str) -> str:
+    """The server with a Unix socket in the place of each port, which may be taken on this machine."""
+    text = re.sub(r"tcp://127\.0\.0\.1:(\d+)", r"unix:\1.sock", text)
+    text = re.sub(r'\("127\.0\.0\.1", (\d+)\)', r'"\1.sock"', text)
+    return text.replace("ThreadingTCPServer", "ThreadingUnixStreamServer")
 
 
 def is_there(path: Path, running: Program) -> bool:
@@ -145,15 +153,6 @@ def connect(path: Path, *, encrypted: bool) -> None:
         with context.wrap_socket(plain, server_hostname="localhost") if encrypted else plain as client:
             client.sendall(b"1\n")
             assert client.recv(100)
-
-
-def test_readme_begins_with_a_server_and_the_two_commands() -> None:
-    beginning = (REPOSITORY / "README.md").read_text().splitlines()[:40]
-    (first, *_) = [block for block in blocks_of(REPOSITORY / "README.md") if block.kind == "python server"]
-    assert first.line + first.text.count("\n") < len(beginning)
-    assert first.text.count("\n") <= 12
-    assert any("make serve" in line for line in beginning)
-    assert any("make test" in line for line in beginning)
 
 
 # Commands and links.
@@ -200,7 +199,10 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def test_every_page_and_every_example_is_in_the_index() -> None:
+    """Those made of docstrings are in the page of all public names."""
     linked = re.findall(r"\]\(([^)#\s]+)\)", (DOCS / "index.md").read_text())
+    names = re.findall(r"\]\((api/[^)#\s]+)\)", (DOCS / "reference" / "api.md").read_text())
+    linked += [f"reference/{name}" for name in names]
     there = [*DOCS.rglob("*.md"), *(DOCS / "examples").glob("*.py")]
     assert {str(path.relative_to(DOCS)) for path in there} - {"index.md"} == set(linked)
 
