@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from asyncserver import Handler, Server, TCPAddress
+from asyncserver import Server, TCPAddress
+from asyncserver.testing import serving as serving
 from tests.waiting import PATIENCE, within
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -34,13 +35,6 @@ def load(name: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses and annotations look themselves up there
     spec.loader.exec_module(module)
     return module
-
-
-@asynccontextmanager
-async def serving(handler: Handler, *addresses: str, **options: Any) -> AsyncIterator[Server]:
-    """A server in the running loop; by default on a free TCP port."""
-    async with Server(handler, *(addresses or ("tcp://127.0.0.1:0",)), **options) as server:
-        yield server
 
 
 def port_of(server: Server, number: int = 0) -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import ModuleType
@@ -9,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from asyncserver import Server
+from tests.clients import Client, reset_at_close
 from tests.examples.programs import (
     Connected,
     command_line,
@@ -72,7 +72,8 @@ async def test_a_member_who_is_cut_off_is_reported_as_gone(chat: ModuleType) -> 
 async def test_who_never_reads_holds_no_memory_and_stops_nobody(chat: ModuleType, length: int) -> None:
     async with serving(chat.chat_room) as server, member(server, "ann") as ann, member(server, "bob") as bob:
         assert await line_from(ann[0]) == "* bob is here"
-        with await never_reading(server, b"eve\n") as eve:
+        async with await Client.connect(server, receive_buffer=4_096) as eve:
+            await eve.send(b"eve\n")
             assert await line_from(ann[0]) == await line_from(bob[0]) == "* eve is here"
             text = "x" * length
             slow = chat.ROOM.members["eve"]
@@ -90,7 +91,8 @@ async def test_who_never_reads_holds_no_memory_and_stops_nobody(chat: ModuleType
 
 async def test_who_reads_again_is_told_what_was_missed(chat: ModuleType) -> None:
     async with serving(chat.chat_room) as server, member(server, "ann") as ann:
-        with await never_reading(server, b"eve\n") as eve:
+        async with await Client.connect(server, receive_buffer=4_096) as eve:
+            await eve.send(b"eve\n")
             assert await line_from(ann[0]) == "* eve is here"
             slow = chat.ROOM.members["eve"]
             while not slow.missed:
@@ -142,21 +144,7 @@ async def talk(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.001)
 
 
-async def never_reading(server: Server, name: bytes) -> socket.socket:
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-    sock.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(sock, ("127.0.0.1", port_of(server)))
-    await loop.sock_sendall(sock, name)
-    return sock
-
-
-async def read_until(sock: socket.socket, end: bytes) -> None:
+async def read_until(client: Client, end: bytes) -> None:
     received = b""
     while not received.endswith(end):
-        received = received[-200:] + await asyncio.get_running_loop().sock_recv(sock, 65_536)
-
-
-def reset_at_close(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        received = received[-200:] + await client.receive()

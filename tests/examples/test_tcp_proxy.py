@@ -12,6 +12,7 @@ import pytest
 
 from asyncserver import Handler, Server, Stream, TLSConfig, current_connection
 from tests.certificates import CertificateFiles, authority
+from tests.clients import reset_at_close
 from tests.examples.programs import (
     command_line,
     connected,
@@ -161,7 +162,7 @@ async def test_a_client_that_is_cut_off_ends_the_upstream(
         async with connected(port_of(server)) as (reader, writer):
             writer.write(b"x\n")
             assert await line_from(reader) == "x"
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1" + b"\0" * 7)
+            reset_at_close(writer.get_extra_info("socket"))
         await within(ended.wait())
         await wait_until(lambda: not server.connections)
     assert no_errors(caplog)

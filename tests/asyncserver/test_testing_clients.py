@@ -1,0 +1,264 @@
+"""The clients of ``asyncserver.testing``: what they do, and that none of it lasts for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import socketserver
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from asyncserver import (
+    Datagram,
+    FDAddress,
+    OptionError,
+    Server,
+    ServerStateError,
+    Stream,
+    UnixDatagramAddress,
+    current_connection,
+)
+from asyncserver.testing import Client, DatagramClient, TLSClient, certificates, serving, serving_datagrams
+from asyncserver.testing.places import make_short_directory, short_directory
+from asyncserver.testing.targets import locate
+from tests.clients import LOOPBACK, echo
+from tests.datagrams import echo_datagram
+from tests.waiting import MS, wait_until, within
+
+SHORT = 50 * MS
+
+TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "tls"])
+
+
+def kind_for(transport: str) -> type[Client] | type[TLSClient]:
+    return TLSClient if "tls" in transport else Client
+
+
+# What they do.
+
+
+@TRANSPORTS
+async def test_receiving(transport: Any) -> None:
+    async def handler(stream: Stream) -> None:
+        await stream.send(b"x" * 100_000)
+        await stream.send_eof()
+        await stream.receive()
+
+    async with serving(handler, transport=transport) as server:
+        async with await kind_for(transport).connect(server) as client:
+            assert await client.receive(10) == b"x" * 10
+            assert await client.receive_exactly(50_000) == b"x" * 50_000
+            assert await client.receive_all() == b"x" * 49_990
+            assert await client.receive_exactly(5) == await client.receive() == b""
+
+
+@TRANSPORTS
+async def test_how_a_connection_ends(transport: Any) -> None:
+    async def handler(stream: Stream) -> None:
+        match await stream.receive():
+            case b"abort":
+                stream.abort()
+            case b"talk":
+                await stream.send(b"not the end")
+                await stream.receive()
+
+    async with serving(handler, transport=transport) as server:
+        for order, end in ((b"close", "eof"), (b"abort", "reset")):
+            async with await kind_for(transport).connect(server) as client:
+                await client.send(order)
+                assert await client.ended() == end
+        async with await kind_for(transport).connect(server) as client:
+            await client.send(b"talk")
+            with pytest.raises(AssertionError, match=r"b'not the end' came instead of the end"):
+                await client.ended()
+
+
+@TRANSPORTS
+async def test_ending_it_from_here(transport: Any) -> None:
+    async with serving(echo, transport=transport) as server:
+        for end in ("close", "reset"):
+            client = await kind_for(transport).connect(server)
+            assert await client.ask(b"hello") == b"hello"
+            getattr(client, end)()
+            await wait_until(lambda: not server.connections)
+        # Under TLS an end without the closing alert might be anybody's.
+        expected = {"reset": 2} if transport == "tls" else {"eof": 1, "reset": 1}
+        assert server.statistics().closed == expected
+
+
+async def test_where_a_client_comes_from() -> None:
+    peers: list[Any] = []
+
+    async def handler(stream: Stream) -> None:
+        peers.append(current_connection().peer[:2])
+        await stream.send(b"x")
+
+    async with serving(handler) as server, await Client.connect(server, source="127.0.0.2") as client:
+        await client.receive()
+        assert peers == [client.name]
+        assert client.name[0] == "127.0.0.2"
+
+
+async def test_datagrams_that_have_come() -> None:
+    async def handler(datagram: Datagram) -> None:
+        await datagram.reply(datagram.data)
+        await datagram.reply(str(datagram.peer).encode())
+
+    async with serving_datagrams(handler) as server:
+        async with await DatagramClient.connect(server, source="127.0.0.3") as client:
+            assert client.received() == []
+            assert await client.ask(b"one") == b"one"
+            host, port = client.name
+            assert host == "127.0.0.3"
+            assert await client.receive() == f"127.0.0.3:{port}".encode()
+            await client.send(b"two", b"three")
+            await wait_until(lambda: server.statistics().sent == 6)
+            assert client.received()[::2] == [b"two", b"three"]
+
+
+async def test_a_datagram_client_with_a_path_of_its_own() -> None:
+    directory = await asyncio.to_thread(make_short_directory)
+    address = UnixDatagramAddress(f"{directory}/server")
+    async with serving_datagrams(echo_datagram, address) as server:
+        async with await DatagramClient.connect(server, source=f"{directory}/client") as client:
+            assert client.name == f"{directory}/client"
+            assert await client.ask(b"hello") == b"hello"
+    await asyncio.to_thread(shutil.rmtree, directory)
+
+
+# They do not wait for ever.
+
+
+async def silent(stream: Stream) -> None:
+    await stream.receive_exactly(5)
+    await stream.send(b"par")
+    await asyncio.sleep(3_600)
+
+
+@TRANSPORTS
+@pytest.mark.parametrize(
+    ("wait", "what"),
+    [
+        (lambda client: client.receive(), "bytes from the server at"),
+        (lambda client: client.ask(b"hello"), r"5 bytes from the server at .*; \d came: b'"),
+        (lambda client: client.receive_all(), "the end of what comes from the server at"),
+        (lambda client: client.ended(), "bytes from the server at"),
+        (lambda client: client.send(bytes(50_000_000)), "to take 50000000 bytes"),
+    ],
+    ids=["receive", "ask", "receive_all", "ended", "send"],
+)
+async def test_each_operation_is_bounded(
+    wait: Callable[[Any], Awaitable[object]], what: str, transport: Any
+) -> None:
+    async with serving(silent, transport=transport) as server:
+        async with await kind_for(transport).connect(server) as client:
+            client.timeout = SHORT
+            with pytest.raises(TimeoutError, match=f"waited {SHORT:g} s for .*{what}"):
+                await within(wait(client))
+
+
+async def test_connecting_and_handshakes_are_bounded() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(TimeoutError, match="a TLS handshake with the server at"):
+            await TLSClient.connect(address, timeout=SHORT)
+        async with AsyncExitStack() as clients:
+            with pytest.raises(TimeoutError, match=f"waited {SHORT:g} s for a connection to 127.0.0.1:"):
+                for _ in range(10):  # The queue has one place, or a few.
+                    await clients.enter_async_context(await Client.connect(address, timeout=SHORT))
+
+
+async def test_waiting_for_a_packet_is_bounded() -> None:
+    async def nothing(datagram: Datagram) -> None:
+        pass
+
+    async with serving_datagrams(nothing) as server:
+        async with await DatagramClient.connect(server, timeout=SHORT) as client:
+            with pytest.raises(TimeoutError, match=f"waited {SHORT:g} s for a packet to "):
+                await client.ask(b"hello")
+
+
+async def test_a_timeout_that_is_none() -> None:
+    async with serving(echo) as server:
+        for timeout in (0, -1, float("inf"), float("nan")):
+            with pytest.raises(OptionError, match="timeout"):
+                await Client.connect(server, timeout=timeout)
+
+
+# What they connect to.
+
+
+async def test_nobody_listens() -> None:
+    async with serving(echo) as server, serving_datagrams(echo_datagram) as other:
+        address, place = server.addresses[0], other.addresses[0]
+        with pytest.raises(ssl.SSLError):
+            await TLSClient.connect(server, server_hostname=None)
+    with pytest.raises(ConnectionRefusedError):
+        await Client.connect(address)
+    async with await DatagramClient.connect(place) as client:
+        with pytest.raises(ConnectionRefusedError):
+            await client.ask(b"hello")
+
+
+@pytest.mark.parametrize(
+    ("target", "family", "sockaddr"),
+    [
+        ("tcp://127.0.0.1:80", socket.AF_INET, ("127.0.0.1", 80)),
+        ("tcp://:80", socket.AF_INET, ("127.0.0.1", 80)),
+        ("udp://[::]:80", socket.AF_INET6, ("::1", 80)),
+        ("unix:@name", socket.AF_UNIX, b"\0name"),
+        ("unixgram:/run/name", socket.AF_UNIX, "/run/name"),
+    ],
+)
+def test_addresses(target: str, family: int, sockaddr: object) -> None:
+    place = locate(target)
+    assert (place.family, place.sockaddr) == (family, sockaddr)
+    assert place.kind == (socket.SOCK_DGRAM if target.startswith(("udp", "unixgram")) else socket.SOCK_STREAM)
+
+
+def test_servers_of_socketserver() -> None:
+    with socketserver.UDPServer(("0.0.0.0", 0), None) as server:  # type: ignore[arg-type]
+        assert locate(server)[:3] == (
+            socket.AF_INET,
+            socket.SOCK_DGRAM,
+            ("127.0.0.1", server.server_address[1]),
+        )
+    with short_directory() as directory:
+        with socketserver.UnixStreamServer(f"{directory}/x", None) as other:  # type: ignore[arg-type]
+            assert str(locate(other)) == f"{directory}/x"
+
+
+def test_what_cannot_be_connected_to() -> None:
+    with pytest.raises(ServerStateError, match="has no address to connect to"):
+        locate(Server(echo, LOOPBACK))
+    for nothing in (FDAddress(3), SimpleNamespace(), 8080):
+        with pytest.raises(OptionError, match="is nothing that a client can connect to"):
+            locate(nothing)  # type: ignore[arg-type]
+
+
+# Where things are kept.
+
+
+def test_a_short_directory_where_temporary_ones_are_long(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", f"{tmp_path}/{'x' * 60}/{'y' * 60}")
+    with short_directory() as directory:
+        assert len(directory) < 80
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(f"{directory}/server")
+
+
+def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    with pytest.raises(ImportError, match=r"pip install 'asyncserver\[testing\]'"):
+        certificates.Authority.create("x")
