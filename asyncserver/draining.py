@@ -22,6 +22,7 @@ class ConnectionHub(Protocol):
 
     @property
     def closed_by_reason(self) -> Counter[CloseReason]: ...
+    def accept_queued(self) -> None: ...
     def stop_accepting(self) -> None: ...
     def tell_all_to_end(self, reason: CloseReason) -> None: ...
     def cancel_all(self) -> None: ...
@@ -36,6 +37,8 @@ async def drain_connections(
     """
     started = hub.loop.time()
     before = hub.closed_by_reason
+    if timeout is None or timeout > 0:
+        hub.accept_queued()
     hub.stop_accepting()
     if release is not None:
         await release()

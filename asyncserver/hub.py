@@ -108,6 +108,11 @@ class Hub:
         for listener in listeners:
             listener.start()
 
+    def accept_queued(self) -> None:
+        """Take the connections that the kernel has taken already, as far as the limits allow."""
+        for listener in self.listeners:
+            listener.accept_queued()
+
     def stop_accepting(self) -> None:
         """Accept no more; the sockets are not closed here."""
         for listener in self.listeners:

@@ -22,6 +22,9 @@ logger: logging.Logger = logging.getLogger("asyncserver")
 # that the connections which are there already do not wait for more than about a millisecond.
 _BATCH = 64
 
+# The most that are taken from the queue before it is closed; they could go on coming.
+_QUEUE = 4_096
+
 # No descriptors or no memory: it concerns the process or the machine, and accepting at once again
 # would fail again (and, as the connection stays in the queue, burn the CPU).
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -144,6 +147,15 @@ class Listener:
             if not self._paused:
                 # Not in the context of the connection that has just made room.
                 self._context.run(self._loop.add_reader, self._fd, self._on_acceptable)
+
+    def accept_queued(self) -> None:
+        """Accept what waits in the kernel's queue, unless paused: closing the socket would reset it."""
+        for _ in range(_QUEUE // _BATCH):
+            before = self._accepted
+            if not self._paused:
+                self._on_acceptable()
+            if self._accepted - before < _BATCH:
+                return
 
     def close(self) -> None:
         """Accept no more. The socket itself is released by its owner: ``listening.release()``."""

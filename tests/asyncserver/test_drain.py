@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -328,6 +329,36 @@ async def test_accepted_in_the_last_moment() -> None:
         assert await client.ended() == "eof"
     await within(server.aclose())
     assert server.statistics().closed == {CloseReason.DRAINED: 1}
+
+
+@pytest.mark.allow_blocking("clients connect without a turn of the loop, in which they would be accepted")
+async def test_who_is_connected_but_not_accepted_yet_is_served() -> None:
+    """Closing the socket would reset who is in the kernel's queue."""
+    async with local_server(limits=Limits(max_connections=200)) as server:
+        clients = [connected_at_once(server) for _ in range(100)]
+        for client in clients:
+            client.sock.send(b"hello")
+        assert not server.connections
+        report = asyncio.ensure_future(server.drain())
+        for client in clients:
+            async with client:
+                assert await client.receive_all() == b"hello"
+        assert (await within(report)).clean
+        assert server.statistics().closed == {CloseReason.DRAINED: len(clients)}
+
+
+@pytest.mark.allow_blocking("clients connect without a turn of the loop, in which they would be accepted")
+async def test_who_waits_for_a_place_is_not_accepted_by_a_drain() -> None:
+    async with local_server(limits=Limits(max_connections=2)) as server:
+        clients = [connected_at_once(server) for _ in range(3)]
+        await within(server.drain())
+        assert server.statistics().accepted == 2
+        assert [await follow(client) for client in clients] == [b"", b"", b"reset"]
+
+
+def connected_at_once(server: Any) -> Client:
+    (address,) = server.addresses
+    return Client(socket.create_connection((address.host, address.port)))
 
 
 async def test_handshakes_are_awaited(tls: Any, client_tls: Any) -> None:
