@@ -79,7 +79,7 @@ bench: $(VENV)/.has-bench $(VENV)/.has-peers
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist docs/_build .mypy_cache .pytest_cache .ruff_cache
 	find asyncserver compat tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	$(MAKE) -C benchmarks/loadgen clean
 
