@@ -38,7 +38,8 @@ from tests.waiting import wait_until_blocking
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
-PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+OF_THE_DOCS = [path for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts]
+PAGES = [REPOSITORY / "README.md", *OF_THE_DOCS]
 
 
 class Block(NamedTuple):
@@ -203,7 +204,7 @@ def test_every_page_and_every_example_is_in_the_index() -> None:
     linked = re.findall(r"\]\(([^)#\s]+)\)", (DOCS / "index.md").read_text())
     names = re.findall(r"\]\((api/[^)#\s]+)\)", (DOCS / "reference" / "api.md").read_text())
     linked += [f"reference/{name}" for name in names]
-    there = [*DOCS.rglob("*.md"), *(DOCS / "examples").glob("*.py")]
+    there = [*OF_THE_DOCS, *(DOCS / "examples").glob("*.py")]
     assert {str(path.relative_to(DOCS)) for path in there} - {"index.md"} == set(linked)
 
 

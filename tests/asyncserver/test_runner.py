@@ -550,7 +550,8 @@ def test_signal_drains_all_at_the_same_time(program: Program) -> None:
                 assert client.recv(100) == b""
                 process.wait_for(f"tcp://127.0.0.1:{port}: drained in ")
         assert process.wait() == -signal.SIGTERM
-    assert process.stderr.count("0 idle, 1 finished, 0 cancelled, 0 aborted") == 2
+    # The last one that asked whether it still accepts may have been served, too.
+    assert len(re.findall(r"\d idle, [1-9] finished, 0 cancelled, 0 aborted", process.stderr)) == 2
 
 
 @on_posix
