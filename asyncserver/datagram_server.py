@@ -17,7 +17,8 @@ from asyncserver.datagram_options import DatagramOptions
 from asyncserver.datagram_sockets import DatagramSocket, open_datagram_sockets
 from asyncserver.datagram_statistics import DatagramStatistics
 from asyncserver.errors import OptionError
-from asyncserver.lifecycle import Lifecycle, checked, checked_hook, elsewhere
+from asyncserver.lifecycle import Lifecycle
+from asyncserver.server_arguments import checked, checked_hook, elsewhere
 from asyncserver.statistics import DrainReport
 
 __all__ = ["DatagramLifespan", "DatagramServer", "DatagramServerOptions", "serve_datagrams"]
@@ -28,7 +29,6 @@ DatagramLifespan: TypeAlias = Callable[["DatagramServer"], AbstractAsyncContextM
 
 # What is given to the server within another argument.
 _GROUPS = {"limits": DatagramLimits, "timeouts": DatagramTimeouts, "options": DatagramOptions}
-_KNOWN = ("limits", "timeouts", "options", "lifespan", "on_error")
 
 
 class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, DatagramTimeouts]):
@@ -46,7 +46,7 @@ class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, Data
     _limits_type = DatagramLimits
     _timeouts_type = DatagramTimeouts
 
-    @names_arguments("DatagramServer", lambda name: elsewhere(name, _GROUPS, _KNOWN))
+    @names_arguments("DatagramServer", lambda name: elsewhere(name, _GROUPS, DatagramServerOptions))
     def __init__(
         self,
         handler: AnyDatagramHandler,

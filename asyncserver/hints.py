@@ -38,6 +38,17 @@ def add_hint(exc: BaseException) -> None:
         tables = [_INSTEAD[each] for each in type(exc.obj).__mro__ if each in _INSTEAD]
         hint = tables[0].get(exc.name or "") if tables else None
     else:
-        hint = _IS_NO_SESSION if isinstance(exc, TypeError) and str(exc).endswith("got Datagram") else None
+        hint = _of_type_error(str(exc)) if isinstance(exc, TypeError) else None
     if hint:
         exc.add_note(hint)
+
+
+def _of_type_error(text: str) -> str | None:
+    """By what Python says; its words differ a little from version to version."""
+    if text.endswith("got Datagram"):
+        return _IS_NO_SESSION
+    if "LineIterator" in text and ("await" in text or "not iterable" in text):
+        return "write `async for line in stream.lines()`"
+    if "'Stream' object is not iterable" in text:
+        return "write `async for chunk in stream`"
+    return None

@@ -108,10 +108,10 @@ class Hub:
         for listener in listeners:
             listener.start()
 
-    def accept_queued(self) -> None:
+    async def accept_queued(self) -> None:
         """Take the connections that the kernel has taken already, as far as the limits allow."""
         for listener in self.listeners:
-            listener.accept_queued()
+            await listener.accept_queued()
 
     def stop_accepting(self) -> None:
         """Accept no more; the sockets are not closed here."""

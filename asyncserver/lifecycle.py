@@ -9,22 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from asyncserver.addresses import Address
-from asyncserver.checks import check_seconds, similar
+from asyncserver.checks import similar
 from asyncserver.errors import LifespanError, OptionError, ServerStateError
+from asyncserver.server_arguments import (
+    NEEDS_DECORATOR,
+    check_drain_options,
+    checked,
+    checked_lifespan,
+    is_async_context_manager,
+    replaced,
+)
 from asyncserver.statistics import DrainReport
 from asyncserver.threads import in_thread
 
-__all__ = ["AnyServer", "Lifecycle", "OpenedSocket", "ServerHub", "checked", "checked_hook", "elsewhere"]
+__all__ = ["AnyServer", "Lifecycle", "OpenedSocket", "ServerHub"]
 
 logger: logging.Logger = logging.getLogger("asyncserver")
 
@@ -96,7 +103,6 @@ HubT = TypeVar("HubT", bound=ServerHub)
 SocketT = TypeVar("SocketT", bound=OpenedSocket)
 LimitsT = TypeVar("LimitsT", bound=_Options)
 TimeoutsT = TypeVar("TimeoutsT", bound=_OptionsWithGrace)
-OptionsT = TypeVar("OptionsT", bound=_Options)
 T = TypeVar("T")
 
 
@@ -132,7 +138,7 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         self._requested: tuple[Any, ...] = tuple(requested)
         self._limits = checked("limits", limits, self._limits_type)
         self._timeouts = checked("timeouts", timeouts, self._timeouts_type)
-        self._lifespan = _checked_lifespan(lifespan)
+        self._lifespan = checked_lifespan(lifespan)
         self._state = _State.STOPPED
         self._hub: HubT | None = None
         self._exits: AsyncExitStack | None = None
@@ -248,14 +254,14 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
             return
         try:
             made = self._lifespan(self)
-            if _is_async_context_manager(made):
+            if is_async_context_manager(made):
                 self.lifespan_state = await exits.enter_async_context(made)
                 return
         except Exception as exc:
             raise LifespanError(f"the lifespan failed to start: {exc!r}") from exc
         wrong = TypeError(f"{made!r} is no async context manager")
         kind = type(made).__name__
-        raise LifespanError(f"the lifespan has returned a {kind}: {_NEEDS_DECORATOR}") from wrong
+        raise LifespanError(f"the lifespan has returned a {kind}: {NEEDS_DECORATOR}") from wrong
 
     async def _open_sockets_in_thread(self) -> list[SocketT]:
         """What it has opened is not lost to a cancellation."""
@@ -296,14 +302,6 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
     ) -> None:
         await self.aclose()
 
-    if not TYPE_CHECKING:  # Which say it before.
-
-        def __enter__(self) -> NoReturn:
-            raise TypeError("a server is entered with `async with`, in a coroutine")
-
-        def __exit__(self, *exc_info: object) -> None:
-            """Not reached."""
-
     async def drain(self, timeout: float | None = 30.0, *, delay: float = 0.0) -> DrainReport:
         """Stop gently: serve what is under way, take nothing new, and close.
 
@@ -320,7 +318,7 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         Raises ``ServerStateError`` before the server is ready, and when a handler calls it, for whose
         end it would wait: let another task do that, ``asyncio.create_task(server.drain())``.
         """
-        _check_drain_options(timeout, delay)
+        check_drain_options(timeout, delay)
         hub, ended = self._require_hub(), self._ended
         if self._state is _State.STARTING or ended is None:
             raise ServerStateError("the server has not been started yet: `await server.start()` comes before")
@@ -373,11 +371,13 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         try:
             await hub.drain(0.0, None)
         finally:
-            hub.abort_all()
             try:
-                await exits.aclose()
+                hub.abort_all()
             finally:
-                self._to_stopped()
+                try:
+                    await exits.aclose()
+                finally:
+                    self._to_stopped()
 
     def _refuse_own_handlers(self, what: str) -> None:
         if self._require_hub().runs_in(asyncio.current_task()):
@@ -445,8 +445,8 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
         an unknown field or a bad value, and then nothing has changed.
         """
         kinds = self._limits_type, self._timeouts_type
-        new_limits, changes = _replaced(checked("limits", limits or self._limits, kinds[0]), changes)
-        new_timeouts, changes = _replaced(checked("timeouts", timeouts or self._timeouts, kinds[1]), changes)
+        new_limits, changes = replaced(checked("limits", limits or self._limits, kinds[0]), changes)
+        new_timeouts, changes = replaced(checked("timeouts", timeouts or self._timeouts, kinds[1]), changes)
         for option, value in changes.items():
             names = " or ".join(kind.__name__ for kind in kinds)
             known = [field.name for kind in kinds for field in dataclasses.fields(kind)]
@@ -462,94 +462,6 @@ class Lifecycle(ABC, Generic[HubT, SocketT, LimitsT, TimeoutsT]):
 
 
 AnyServer: TypeAlias = Lifecycle[Any, Any, Any, Any]
-
-
-def checked(option: str, value: T | None, kind: type[T]) -> T:
-    """The value, or the defaults instead of None; raises ``OptionError`` if it is something else."""
-    if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        raise OptionError(option, value, f"has to be a {kind.__name__}{_how_to_make_it(value, kind)}")
-    return value
-
-
-def _how_to_make_it(value: object, kind: type) -> str:
-    name = kind.__name__
-    given: Any = value
-    if value is kind:
-        return f": write {name}(), which makes one"
-    fields: dict[str, Any] = kind.__dict__.get("__dataclass_fields__", {})
-    if isinstance(value, Mapping) and fields.keys() >= given.keys():
-        return f": write {name}({', '.join(f'{field}={each!r}' for field, each in given.items())})"
-    example = next((field for field in ("idle", "session_idle", "max_connections") if field in fields), "...")
-    if isinstance(value, int | float) and example != "...":
-        return f": write {name}({example}={value!r}), or which of its fields is meant"
-    return f", made as {name}(...)"
-
-
-_WHERE_TO_LISTEN = "; where to listen is an address, such as 'tcp://127.0.0.1:9999'"
-_TLS = "; write tls=TLSConfig(certificate='cert.pem', private_key='key.pem')"
-_OF_OTHERS = {
-    **dict.fromkeys(("host", "port", "path", "sock", "address", "bind", "family"), _WHERE_TO_LISTEN),
-    **dict.fromkeys(("ssl", "ssl_context", "certfile", "keyfile", "ssl_certfile", "ssl_keyfile"), _TLS),
-    **dict.fromkeys(("loop", "drain_timeout", "drain_delay", "on_ready"), "; run() and run_server() have it"),
-}
-
-
-def elsewhere(name: str, groups: Mapping[str, type], known: Sequence[str]) -> str:
-    """Where an argument belongs that a server has not: into which of ``groups``, or what it is called."""
-    if name in _OF_OTHERS:
-        return _OF_OTHERS[name]
-    for option, kind in groups.items():
-        if name in (field.name for field in dataclasses.fields(kind)):
-            return f"; write {option}={kind.__name__}({name}=...)"
-    return similar(name, known) or f"; it has {', '.join(known)}"
-
-
-def checked_hook(option: str, hook: T) -> T:
-    """A plain function or None; raises ``OptionError`` if it is something else."""
-    if hook is not None and (not callable(hook) or inspect.iscoroutinefunction(hook)):
-        raise OptionError(option, hook, "has to be a plain function, not an async one")
-    return hook
-
-
-# A lifespan is most easily made of a generator, and the decorator most easily forgotten.
-_NEEDS_DECORATOR = "write @contextlib.asynccontextmanager above it, and a `yield` where the server serves"
-
-
-def _checked_lifespan(lifespan: T) -> T:
-    if lifespan is None:
-        return lifespan
-    if not callable(lifespan):
-        raise OptionError("lifespan", lifespan, "has to be a function that returns a context manager")
-    if (
-        inspect.iscoroutinefunction(lifespan)
-        or inspect.isasyncgenfunction(lifespan)
-        or inspect.isgeneratorfunction(lifespan)
-    ):
-        raise OptionError(
-            "lifespan", lifespan, f"does not return an async context manager: {_NEEDS_DECORATOR}"
-        )
-    return lifespan
-
-
-def _is_async_context_manager(made: Any) -> bool:
-    return hasattr(made, "__aenter__") and hasattr(made, "__aexit__")
-
-
-def _replaced(values: OptionsT, changes: dict[str, Any]) -> tuple[OptionsT, dict[str, Any]]:
-    """The dataclass with those of the changes that are its fields, and the rest of the changes."""
-    names = {field.name for field in dataclasses.fields(values)}
-    own = {name: value for name, value in changes.items() if name in names}
-    rest = {name: value for name, value in changes.items() if name not in names}
-    return dataclasses.replace(values, **own), rest
-
-
-def _check_drain_options(timeout: float | None, delay: float) -> None:
-    check_seconds("timeout", timeout, zero=True)
-    check_seconds("delay", delay, zero=True)
-    if delay is None:
-        raise OptionError("delay", None, "has to be a number of seconds; zero does not wait")
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

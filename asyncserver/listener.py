@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from asyncserver.addresses import Address, Endpoint, UnixAddress, UnixEndpoint
+from asyncserver.addresses import Address, Endpoint, FDAddress, SystemdAddress, UnixAddress, UnixEndpoint
 from asyncserver.sockets import ListeningSocket
 from asyncserver.statistics import ListenerStatistics
 
@@ -148,14 +148,20 @@ class Listener:
                 # Not in the context of the connection that has just made room.
                 self._context.run(self._loop.add_reader, self._fd, self._on_acceptable)
 
-    def accept_queued(self) -> None:
-        """Accept what waits in the kernel's queue, unless paused: closing the socket would reset it."""
+    async def accept_queued(self) -> None:
+        """Accept what waits in the kernel's queue, unless paused: closing the socket would reset it.
+
+        Not where somebody else has the socket, too, whose turn is next: systemd, or whoever passed it.
+        """
+        if isinstance(self.listening.requested, FDAddress | SystemdAddress):
+            return
         for _ in range(_QUEUE // _BATCH):
             before = self._accepted
             if not self._paused:
                 self._on_acceptable()
             if self._accepted - before < _BATCH:
                 return
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         """Accept no more. The socket itself is released by its owner: ``listening.release()``."""

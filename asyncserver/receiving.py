@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from anyio import DelimiterNotFound, EndOfStream, IncompleteRead
 
@@ -56,11 +56,6 @@ class ReceivingChannel(Channel):
             return await self.receive(self._settings.receive_limit)
         except EndOfStream:
             raise StopAsyncIteration from None
-
-    if not TYPE_CHECKING:  # Which say it before.
-
-        def __iter__(self) -> NoReturn:
-            raise TypeError("the bytes of a stream come with `async for`")
 
     async def receive_exactly(self, count: int) -> bytes:
         """Wait for exactly ``count`` bytes and return them.
@@ -278,11 +273,3 @@ class LineIterator(AsyncIterator[bytes]):
 
     def __anext__(self) -> Coroutine[Any, Any, bytes]:
         return self._next_line(self._max_bytes)
-
-    if not TYPE_CHECKING:  # Which say it before.
-
-        def __iter__(self) -> NoReturn:
-            raise TypeError("the lines of a stream come with `async for`")
-
-        def __await__(self) -> NoReturn:
-            raise TypeError("lines() is not awaited: `async for line in stream.lines()`")

@@ -15,9 +15,10 @@ from asyncserver.datagram_handlers import AnyDatagramHandler
 from asyncserver.datagram_server import DatagramServer, DatagramServerOptions
 from asyncserver.errors import OptionError
 from asyncserver.handlers import Handler
-from asyncserver.lifecycle import AnyServer, Lifecycle, checked_hook
+from asyncserver.lifecycle import AnyServer, Lifecycle
 from asyncserver.loops import LoopName, check_no_loop_is_running, run_in_new_loop
 from asyncserver.server import Server, ServerOptions
+from asyncserver.server_arguments import checked_hook
 from asyncserver.signals import captured_signals
 from asyncserver.statistics import DrainReport
 

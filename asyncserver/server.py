@@ -17,10 +17,11 @@ from asyncserver.connections import Connections
 from asyncserver.errors import OptionError, ServerStateError
 from asyncserver.handlers import Handler, Verify, as_handler, as_verify
 from asyncserver.hub import Hub
-from asyncserver.lifecycle import Lifecycle, checked, checked_hook, elsewhere
+from asyncserver.lifecycle import Lifecycle
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
 from asyncserver.options import SocketOptions
+from asyncserver.server_arguments import checked, checked_hook, elsewhere
 from asyncserver.sockets import ListeningSocket, open_listening_sockets
 from asyncserver.statistics import DrainReport, ServerStatistics
 from asyncserver.stream import Stream
@@ -39,7 +40,6 @@ _AS_FILES = "tls=TLSConfig(certificate='cert.pem', private_key='key.pem')"
 
 # What is given to the server by another name, or within another argument.
 _GROUPS = {"limits": Limits, "timeouts": Timeouts, "options": SocketOptions, "tls": TLSConfig}
-_KNOWN = ("tls", "verify", "limits", "timeouts", "options", "lifespan", "on_error")
 
 
 class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
@@ -57,7 +57,7 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
     _limits_type = Limits
     _timeouts_type = Timeouts
 
-    @names_arguments("Server", lambda name: elsewhere(name, _GROUPS, _KNOWN))
+    @names_arguments("Server", lambda name: elsewhere(name, _GROUPS, ServerOptions))
     def __init__(
         self,
         handler: Handler,

@@ -47,7 +47,7 @@ LAYERS = (
         "server",
         """
         server handlers handler_kinds loops runner signals lifecycle responding
-        datagram_server datagram_handlers
+        datagram_server datagram_handlers server_arguments
         """,
     ),
     ("tools", "cli cli_* loading __main__ testing pytest_plugin"),

@@ -381,7 +381,6 @@ OPTIONS = [
     ),
     Mistake("tls path", given(tls="a.pem"), "has to be a TLSConfig", "tls='a.pem'", "certificate='a.pem'"),
     Mistake("tls class", given(tls=TLSConfig), "has to be a TLSConfig", "tls=", "private_key='key.pem'"),
-    Mistake("with", lambda: Server(echo, TCP).__enter__(), "entered with", "server", "`async with`"),
 ]  # fmt: skip
 
 
@@ -710,11 +709,11 @@ IN_HANDLERS = [
     (sends_number, r"send\(\) takes bytes, not int", "make bytes of it", ""),
     (sends_one_of_many, r"send_many\(\) takes bytes, not int", "make bytes of it", ""),
     (text_delimiter, "delimiter has to be bytes, not str", r"text\.encode\(\)", ""),
-    (loops_over_lines, "the lines of a stream", "`async for`", "The handler fails"),
-    (loops_over_stream, "the bytes of a stream", "`async for`", ""),
+    (loops_over_lines, "'LineIterator' object is not iterable", "`async for line in", "The handler fails"),
+    (loops_over_stream, "'Stream' object is not iterable", "`async for chunk in stream`", ""),
     (as_in_asyncio, "'Stream' object has no attribute 'write'", r"write `await stream\.send\(data\)`", ""),
     (as_with_sockets, "'Stream' object has no attribute 'recv'", r"write `await stream\.receive\(\)`", ""),
-    (awaits_lines, r"lines\(\) is not awaited", r"`async for line in stream\.lines\(\)`", ""),
+    (awaits_lines, "LineIterator", r"`async for line in stream\.lines\(\)`", ""),
 ]
 
 
@@ -1022,7 +1021,7 @@ ELSEWHERE = {
     "A file cannot be read": 1,
     "Clients refuse the certificate": 1,
     "TLS is not spoken": 1,
-    "The handler fails": 2,
+    "The handler fails": 3,
     "An await is missing": 3,
 }
 

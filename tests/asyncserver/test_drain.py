@@ -356,6 +356,20 @@ async def test_who_waits_for_a_place_is_not_accepted_by_a_drain() -> None:
         assert [await follow(client) for client in clients] == [b"", b"", b"reset"]
 
 
+@pytest.mark.allow_blocking("clients connect without a turn of the loop, in which they would be accepted")
+async def test_the_queue_of_an_adopted_socket_is_left_to_whoever_has_it_next() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        first, second = (os.dup(listening.fileno()) for _ in range(2))
+    async with local_server(echo, f"fd://{first}") as server:
+        clients = [connected_at_once(server) for _ in range(3)]
+        await within(server.drain())
+        assert server.statistics().accepted == 0
+    async with local_server(echo, f"fd://{second}"):
+        for client in clients:
+            async with client:
+                assert await client.ask(b"hello") == b"hello"
+
+
 def connected_at_once(server: Any) -> Client:
     (address,) = server.addresses
     return Client(socket.create_connection((address.host, address.port)))
