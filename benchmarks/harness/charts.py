@@ -84,8 +84,9 @@ def draw(sources: Sequence[Measured]) -> list[Picture]:
     pictures = []
     for workload, make in _PICTURES:
         measured = next((each for each in reversed(sources) if each.servers(workload)), None)
-        if measured is not None:
-            pictures.append(make(measured))
+        picture = None if measured is None else make(measured)
+        if picture is not None:
+            pictures.append(picture)
     return pictures
 
 
@@ -124,7 +125,7 @@ def _conditions(measured: Measured) -> str:
     return f"CPython {machine['python']}{libraries}; one process on one core, loopback; {machine['cpu']}."
 
 
-def _latency(measured: Measured) -> Picture:
+def _latency(measured: Measured) -> Picture | None:
     workload = "paced-64-c64"
     series = [
         Line(
@@ -138,6 +139,8 @@ def _latency(measured: Measured) -> Picture:
         for server, colour, dashes, _ in LINES
         if server in measured.servers(workload)
     ]
+    if not series:
+        return None
     ticks = tuple((_rank(percent), f"{percent:g} %") for percent in (1, 50, 90, 99, 99.9))
     return drawing.lines(
         "latency",
@@ -170,12 +173,14 @@ def _time(microseconds: float) -> str:
     return f"{microseconds / 1000:g} ms" if microseconds >= 1000 else f"{microseconds:.0f} µs"
 
 
-def _connections(measured: Measured) -> Picture:
+def _connections(measured: Measured) -> Picture | None:
     series = [
         Line(NAMES.get(server, server), _costs(measured, server), colour, dashes, marker, server in OURS)
         for server, colour, dashes, marker in LINES
         if server in measured.servers("scaling-64-c1")
     ]
+    if not series:
+        return None
     return drawing.lines(
         "connections",
         "Cost against the number of connections",
@@ -210,7 +215,7 @@ def _steps(values: Any, write: Callable[[float], str]) -> tuple[tuple[float, str
 
 
 _ECHO = "echo-64-c64"
-_PICTURES: tuple[tuple[str, Callable[[Measured], Picture]], ...] = (
+_PICTURES: tuple[tuple[str, Callable[[Measured], Picture | None]], ...] = (
     _bars("overview", "Echo of 64 bytes on 64 connections", _ECHO, [("rate", RATE), ("cpu", CPU)]),
     _bars("throughput", "Throughput: echo of 64 bytes on 64 connections", _ECHO, [("rate", RATE)]),
     _bars("cpu", "Cost: echo of 64 bytes on 64 connections", _ECHO, [("cpu", CPU)]),
