@@ -11,7 +11,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line of this process, and end the process with its status."""
     if importlib.util.find_spec("click") is None:
-        sys.stderr.write("asyncserver: the command line needs click: pip install 'asyncserver[cli]'\n")
+        sys.stderr.write("asyncserver: the command line needs click: pip install click\n")
         sys.exit(2)
     from asyncserver.cli_commands import run_command
 

@@ -216,7 +216,7 @@ class Connection(Ending):
             self._host.handler_failed(self, exc)
         else:
             self._settle(reason or CloseReason.HANDLER_ERROR)
-            if logger.isEnabledFor(logging.DEBUG):
+            if logger.isEnabledFor(logging.DEBUG) and not _is_logged_already(exc):
                 logger.debug("connection %d from %s: %s", self.id, self.peer, exc, extra=self.log_names)
 
     async def _say_goodbye(self) -> None:
@@ -267,3 +267,8 @@ def _start_task(coroutine: Coroutine[Any, Any, None], host: ConnectionHost, name
         _ = asyncio.Task(coroutine, loop=loop, name=name, context=host.context.copy(), eager_start=True)
     else:
         _ = host.context.run(loop.create_task, coroutine, name=name)
+
+
+def _is_logged_already(exc: Exception) -> bool:
+    """A deadline is logged when it has passed; that of the handshake is noticed only here."""
+    return isinstance(exc, ConnectionTimeoutError) and exc.deadline != "handshake"

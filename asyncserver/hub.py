@@ -25,6 +25,7 @@ from asyncserver.errors import ServerStateError
 from asyncserver.hints import add_hint
 from asyncserver.limits import Limits, Timeouts
 from asyncserver.listener import Listener
+from asyncserver.peers import endpoint_from_sockaddr
 from asyncserver.poller import open_poller
 from asyncserver.states import CloseReason
 from asyncserver.statistics import DrainReport, ServerStatistics
@@ -248,7 +249,9 @@ class Hub:
     def _reject(self, sock: socket.socket, sockaddr: Any, listener: Listener, limit: str) -> None:
         self._rejected += 1
         self._closed[CloseReason.LIMIT] += 1
-        logger.debug("a connection from %s was rejected: %s reached", sockaddr, limit)
+        if logger.isEnabledFor(logging.DEBUG):
+            peer = endpoint_from_sockaddr(sock.family, sockaddr)
+            logger.debug("a connection from %s was rejected: %s reached", peer, limit)
         message = self.limits.reject_message
         if message is None or listener.tls or len(self._farewells) >= _MOST_FAREWELLS:
             sock.close()

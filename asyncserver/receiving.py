@@ -206,6 +206,8 @@ class ReceivingChannel(Channel):
             end = b"\n"
         except IncompleteRead:
             line, end = self._take(len(self._buffer)), b""
+        except DelimiterNotFound:
+            raise DelimiterNotFound(max_bytes) from None  # And not the number with room for a "\r".
         except EndOfStream:
             raise StopAsyncIteration from None
         if end and line.endswith(b"\r"):
