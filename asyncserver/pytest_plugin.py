@@ -1,4 +1,4 @@
-"""Fixtures for pytest, for who asks for them: nothing here happens by itself.
+"""Fixtures for pytest, for who asks for them: nothing here happens by itself. (The one hook takes notes.)
 
 In ``conftest.py``::
 
@@ -13,8 +13,7 @@ PYTEST_DONT_REWRITE: so it can be imported, for annotations, before pytest loads
 from __future__ import annotations
 
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Protocol, Unpack
@@ -32,10 +31,19 @@ from asyncserver import (
     Server,
     ServerOptions,
 )
-from asyncserver.testing import LeakError, leak_check, serving, serving_datagrams, serving_in_thread
+from asyncserver.testing import (
+    DatagramTransport,
+    LeakCheck,
+    LeakError,
+    Transport,
+    leak_check,
+    serving,
+    serving_datagrams,
+    serving_in_thread,
+)
+from asyncserver.testing.bounds import TIMEOUT
 from asyncserver.testing.certificates import Authority, default_authority
 from asyncserver.testing.places import short_directory
-from asyncserver.testing.servers import DatagramTransport, Transport
 from asyncserver.testing.threads import open_in_thread
 
 __all__ = [
@@ -60,6 +68,7 @@ class NativeServerFactory(Protocol):
         *addresses: Address | str,
         transport: Transport = "tcp",
         loop: LoopName = "auto",
+        timeout: float = TIMEOUT,
         raise_handler_errors: bool = True,
         **options: Unpack[ServerOptions],
     ) -> Server: ...
@@ -74,6 +83,7 @@ class DatagramServerFactory(Protocol):
         *addresses: DatagramAddress | str,
         transport: DatagramTransport = "udp",
         loop: LoopName = "auto",
+        timeout: float = TIMEOUT,
         raise_handler_errors: bool = True,
         **options: Unpack[DatagramServerOptions],
     ) -> DatagramServer: ...
@@ -84,7 +94,7 @@ class CompatServerFactory(Protocol):
 
     def __call__(
         self,
-        server_class: Callable[[Any, Any], Any],
+        server_class: type[Any],
         handler_class: Callable[..., Any],
         address: Any = None,
         **attributes: Any,
@@ -92,39 +102,55 @@ class CompatServerFactory(Protocol):
 
 
 @pytest.fixture
-def native_server() -> Iterator[NativeServerFactory]:
+def _leaks_looked_for(request: pytest.FixtureRequest) -> None:
+    """Where a test asks for ``no_leaks`` as well, in whatever order, it begins before the servers."""
+    if "no_leaks" in request.fixturenames:
+        request.getfixturevalue("no_leaks")
+
+
+@pytest.fixture
+def native_server(_leaks_looked_for: None) -> Iterator[NativeServerFactory]:
     """Starts servers: ``native_server(handler)`` returns a ``Server`` that serves in a thread of its own.
 
-    It takes what ``asyncserver.testing.serving()`` takes, and ``loop``. At the end of the test the servers
-    are closed, the last one first; what their handlers have raised is an error of the test's teardown.
+    It takes what ``asyncserver.testing.serving()`` takes, and ``loop`` and ``timeout`` as
+    ``serving_in_thread()`` does. At the end of the test the servers are closed, the last one first; what
+    their handlers have raised is an error of the test's teardown.
     """
     with ExitStack() as servers:
 
-        def start(handler: Handler, *addresses: Any, loop: LoopName = "auto", **options: Any) -> Server:
-            return servers.enter_context(
-                open_in_thread(partial(serving, handler, *addresses, **options), loop=loop)
-            )
+        def start(
+            handler: Handler,
+            *addresses: Any,
+            loop: LoopName = "auto",
+            timeout: float = TIMEOUT,
+            **options: Any,
+        ) -> Server:
+            opening = partial(serving, handler, *addresses, **options)
+            return servers.enter_context(open_in_thread(opening, loop=loop, timeout=timeout))
 
         yield start
 
 
 @pytest.fixture
-def datagram_server() -> Iterator[DatagramServerFactory]:
+def datagram_server(_leaks_looked_for: None) -> Iterator[DatagramServerFactory]:
     """Starts datagram servers, as ``native_server`` does; takes what ``serving_datagrams()`` takes."""
     with ExitStack() as servers:
 
         def start(
-            handler: AnyDatagramHandler, *addresses: Any, loop: LoopName = "auto", **options: Any
+            handler: AnyDatagramHandler,
+            *addresses: Any,
+            loop: LoopName = "auto",
+            timeout: float = TIMEOUT,
+            **options: Any,
         ) -> DatagramServer:
-            return servers.enter_context(
-                open_in_thread(partial(serving_datagrams, handler, *addresses, **options), loop=loop)
-            )
+            opening = partial(serving_datagrams, handler, *addresses, **options)
+            return servers.enter_context(open_in_thread(opening, loop=loop, timeout=timeout))
 
         yield start
 
 
 @pytest.fixture
-def compat_server() -> Iterator[CompatServerFactory]:
+def compat_server(_leaks_looked_for: None) -> Iterator[CompatServerFactory]:
     """Starts servers made of ``socketserver``: ``compat_server(compat.ThreadingTCPServer, Handler)``.
 
     The class may be the standard library's as well. It is served on a free port or path, or at ``address``,
@@ -163,19 +189,39 @@ def tls_authority() -> Authority:
     return default_authority()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Notes for ``no_leaks`` that a test has raised, by ``pytest.skip()`` for instance; changes nothing."""
+    if call.excinfo is not None:
+        item.stash[_RAISED] = True
+    return (yield)
+
+
+_RAISED = pytest.StashKey[bool]()
+
+
 @pytest.fixture
-def no_leaks() -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a descriptor, a thread or a child process behind; see ``leak_check()``.
 
-    Ask for it before other fixtures, so that it looks when they have ended. A test that has failed is not
-    examined.
+    It looks when the servers of this plugin have ended; ask for it before fixtures of your own, so that it
+    looks when they have, too. A test that has raised (failed,
+    skipped, expected to fail) is not examined: what its traceback holds is no leak.
     """
     check = leak_check()
     check.__enter__()
     yield
-    # Set by pytest when the test has raised; what its traceback holds is no leak.
-    if not hasattr(sys, "last_value"):
-        try:
-            check.__exit__(None, None, None)
-        except LeakError as error:
-            pytest.fail(str(error), pytrace=False)
+    if _RAISED not in request.node.stash:
+        left_behind = _what_was_left_behind(check)
+        if left_behind:
+            pytest.fail(left_behind, pytrace=False)
+
+
+def _what_was_left_behind(check: LeakCheck) -> str:
+    try:
+        check.__exit__(None, None, None)
+    except LeakError as error:
+        return str(error)
+    return ""

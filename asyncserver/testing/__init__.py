@@ -13,21 +13,29 @@ from __future__ import annotations
 from asyncserver import memory_stream_pair
 from asyncserver.testing import certificates, faults
 from asyncserver.testing.clients import Client, TLSClient
-from asyncserver.testing.contract import StreamContractError, check_stream
+from asyncserver.testing.contract import MakePair, StreamContractError, check_stream
 from asyncserver.testing.datagram_client import DatagramClient
 from asyncserver.testing.errors import HandlerErrors
 from asyncserver.testing.exhaustion import exhausted_descriptors
-from asyncserver.testing.leaks import LeakError, leak_check, task_leak_check
-from asyncserver.testing.servers import serving, serving_datagrams
-from asyncserver.testing.threads import serving_in_thread
+from asyncserver.testing.leaks import LeakCheck, LeakError, leak_check, task_leak_check
+from asyncserver.testing.servers import DatagramTransport, Transport, serving, serving_datagrams
+from asyncserver.testing.targets import LegacyServer, Target
+from asyncserver.testing.threads import BlockingServer, serving_in_thread
 
 __all__ = [
+    "BlockingServer",
     "Client",
     "DatagramClient",
+    "DatagramTransport",
     "HandlerErrors",
+    "LeakCheck",
     "LeakError",
+    "LegacyServer",
+    "MakePair",
     "StreamContractError",
     "TLSClient",
+    "Target",
+    "Transport",
     "certificates",
     "check_stream",
     "exhausted_descriptors",

@@ -18,6 +18,7 @@ import itertools
 import shutil
 import ssl
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,13 +32,21 @@ SERVER_NAMES = ("localhost", "127.0.0.1", "::1")
 
 _numbers = itertools.count(1)
 
+# What is made once is made by one thread: two authorities of one name would not trust each other.
+_making = threading.RLock()
 
-@functools.cache
+
 def authority(name: str = "tests") -> Authority:
-    """The certificate authority of this name: the same one for every test of the process.
+    """The certificate authority of this name: the same one for every test and thread of the process.
 
     Raises ``ImportError`` with what to install if there is no ``trustme``.
     """
+    with _making:
+        return _authority(name)
+
+
+@functools.cache
+def _authority(name: str) -> Authority:
     return Authority.create(name)
 
 
@@ -94,9 +103,10 @@ class Authority:
 
     def _issue_once(self, *names: str, common_name: str | None = None) -> CertificateFiles:
         key = (common_name, *names)
-        if key not in self._issued:
-            self._issued[key] = self.issue(*names, common_name=common_name)
-        return self._issued[key]
+        with _making:
+            if key not in self._issued:
+                self._issued[key] = self.issue(*names, common_name=common_name)
+            return self._issued[key]
 
     def issue(self, *names: str, common_name: str | None = None) -> CertificateFiles:
         """A new certificate with a new key, as at a renewal."""
@@ -148,6 +158,7 @@ def _directory() -> Path:
 
 def write_file(name: str, content: bytes) -> Path:
     """A new file with this in it, which is there as long as the process."""
-    path = _directory() / f"{next(_numbers)}-{name}"
+    with _making:
+        path = _directory() / f"{next(_numbers)}-{name}"
     path.write_bytes(content)
     return path

@@ -21,6 +21,8 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
+from anyio import IncompleteRead
+
 from asyncserver.testing.bounds import TIMEOUT, bounded, check_timeout
 from asyncserver.testing.certificates import default_authority
 from asyncserver.testing.targets import Place, Target, locate
@@ -61,8 +63,7 @@ class _Conversation(ABC):
     async def _receive(self, most: int) -> bytes: ...
 
     @abstractmethod
-    def close(self) -> None:
-        """Close, without a word; idempotent."""
+    def close(self) -> None: ...
 
     async def __aenter__(self) -> Self:
         return self
@@ -85,8 +86,17 @@ class _Conversation(ABC):
         return await bounded(self._receive(most), self.timeout, f"bytes from {self._place}")
 
     async def receive_exactly(self, count: int) -> bytes:
-        """That many bytes, or fewer when the end comes before."""
-        return await self._gather(count, f"{count} bytes")
+        """That many bytes.
+
+        Raises ``anyio.IncompleteRead`` when the end comes before, as ``Stream`` does; what had come is not
+        kept, a note of the error shows it.
+        """
+        received = await self._gather(count, f"{count} bytes")
+        if len(received) < count:
+            error = IncompleteRead()
+            error.add_note(f"{len(received)} bytes of {count} came from {self._place}: {received[:100]!r}")
+            raise error
+        return received
 
     async def receive_all(self) -> bytes:
         """Everything until the end."""
@@ -95,7 +105,7 @@ class _Conversation(ABC):
     async def ask(self, data: bytes) -> bytes:
         """Send, and receive as much as was sent, or less when the end comes before."""
         await self.send(data)
-        return await self.receive_exactly(len(data))
+        return await self._gather(len(data), f"{len(data)} bytes")
 
     async def ended(self) -> Literal["eof", "reset"]:
         """How the server ends the connection; an ``AssertionError`` if bytes come before that."""
@@ -192,12 +202,19 @@ class Client(_Conversation):
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Close with a RST. (On Unix sockets: just close.)"""
-        reset_at_close(self.sock)
-        self.sock.close()
+        """Close with a RST (on Unix sockets: just close); does nothing once it is closed.
+
+        As with ``close()`` no other task may be waiting in an operation.
+        """
+        if self.sock.fileno() >= 0:
+            reset_at_close(self.sock)
+            self.sock.close()
 
     def close(self) -> None:
-        """Close; idempotent. With bytes that were not read the kernel makes a RST of it."""
+        """Close; idempotent. With bytes that were not read the kernel makes a RST of it.
+
+        Cancel what waits in an operation of this client before: nobody tells it, it waits for its timeout.
+        """
         self.sock.close()
 
 
@@ -218,6 +235,7 @@ class TLSClient(_Conversation):
             self._incoming, self._outgoing, server_hostname=server_hostname
         )
         """What tells about the session: ``version()``, ``selected_alpn_protocol()``, ``getpeercert()``."""
+        self._decrypted = b""
 
     @classmethod
     async def connect(
@@ -237,11 +255,12 @@ class TLSClient(_Conversation):
         timeout = cls.default_timeout if timeout is None else timeout
         if context is None:
             context = await asyncio.to_thread(_default_context)
-        self = cls(await Client.connect(target, index=index, timeout=timeout), context, server_hostname)
+        client = await Client.connect(target, index=index, timeout=timeout)
         try:
+            self = cls(client, context, server_hostname)
             await self.handshake()
         except BaseException:
-            self.close()
+            client.close()
             raise
         return self
 
@@ -269,6 +288,9 @@ class TLSClient(_Conversation):
 
     async def _receive(self, most: int) -> bytes:
         """b"" at the end, whether with or without the closing alert."""
+        if self._decrypted:
+            data, self._decrypted = self._decrypted[:most], self._decrypted[most:]
+            return data
         while True:
             try:
                 return self.tls.read(most)
@@ -287,18 +309,40 @@ class TLSClient(_Conversation):
         return self._outgoing.read()
 
     def half_close(self) -> None:
-        """Send the closing alert and the end, and go on receiving."""
-        with suppress(ssl.SSLWantReadError):
-            self.tls.unwrap()
-        self.client.sock.sendall(self._outgoing.read())  # A few bytes, for which there is room.
+        """Send the closing alert and the end, and go on receiving; does not wait.
+
+        Raises ``BlockingIOError`` where there is no room for the alert, because the server has not taken what
+        was sent before: then no end was sent, and this can be called again.
+        """
+        self._make_closing_alert()
+        self._flush_now()
         self.client.half_close()
 
+    def _make_closing_alert(self) -> None:
+        """OpenSSL takes what is still to be received, decrypted or not, for a breach of the protocol then."""
+        if pending := self.tls.pending():
+            self._decrypted += self.tls.read(pending)
+        unread = self._incoming.read()
+        try:
+            with suppress(ssl.SSLWantReadError):
+                self.tls.unwrap()
+        finally:
+            self._incoming.write(unread)
+
+    def _flush_now(self) -> None:
+        data = self._outgoing.read()
+        try:
+            while data:
+                data = data[self.client.sock.send(data) :]
+        finally:
+            self._outgoing.write(data)
+
     def reset(self) -> None:
-        """Close with a RST. (On Unix sockets: just close.)"""
+        """As ``Client.reset()``."""
         self.client.reset()
 
     def close(self) -> None:
-        """Close without the closing alert; idempotent."""
+        """As ``Client.close()``, without the closing alert."""
         self.client.close()
 
     async def _exchange(self) -> None:

@@ -16,6 +16,9 @@ __all__ = ["DatagramClient"]
 
 _LARGEST = 65_536
 
+# Seconds between two attempts to send an empty packet where there is no room.
+_PAUSE = 0.001
+
 
 class DatagramClient:
     """A socket that is connected to a datagram server; made by ``connect()``.
@@ -53,6 +56,7 @@ class DatagramClient:
         ``source``: the IP address to come from, or the path of a Unix socket; without it a Unix client gets
         a name of its own, so that it can be answered.
         """
+        timeout = cls.default_timeout if timeout is None else check_timeout(timeout)
         place = locate(target, index)
         self = cls(socket.socket(place.family, socket.SOCK_DGRAM), timeout=timeout)
         try:
@@ -87,12 +91,20 @@ class DatagramClient:
 
     async def send(self, *packets: bytes) -> None:
         """Send each of them as a packet; waits while there is no room, on a Unix socket for the server."""
-        loop = asyncio.get_running_loop()
         for packet in packets:
-            if packet:
-                await bounded(loop.sock_sendall(self.sock, packet), self.timeout, "room for a packet")
+            await bounded(self._send(packet), self.timeout, "room for a packet")
+
+    async def _send(self, packet: bytes) -> None:
+        if packet:
+            await asyncio.get_running_loop().sock_sendall(self.sock, packet)
+            return
+        while True:  # The loop takes "nothing left to send" for "sent".
+            try:
+                self.sock.send(packet)
+            except BlockingIOError:
+                await asyncio.sleep(_PAUSE)
             else:
-                self.sock.send(packet)  # The loop takes "nothing left to send" for "sent".
+                return
 
     async def receive(self) -> bytes:
         """The next packet; it may be empty."""

@@ -27,6 +27,7 @@ from contextlib import AsyncExitStack, suppress
 from types import MappingProxyType
 from typing import TypeAlias
 
+from asyncserver import OptionError
 from asyncserver.testing.bounds import TIMEOUT, bounded, check_timeout
 from asyncserver.testing.clients import Client, TLSClient
 from asyncserver.testing.datagram_client import DatagramClient
@@ -81,8 +82,10 @@ async def never_reading(
     """Send ``data`` again and again, ``amount`` bytes in all, read nothing, and reset after ``seconds``.
 
     Returns how many bytes the server took. For a server that answers, and has to hold back its handler, or
-    else hold everything in memory.
+    else hold everything in memory. Raises ``OptionError`` if ``data`` is empty.
     """
+    if not data:
+        raise OptionError("data", data, "has to be a byte at least")
     client = await Client.connect(target, receive_buffer=4_096)
     block = data * max(1, 4_096 // len(data))
     taken = 0
@@ -90,7 +93,7 @@ async def never_reading(
         with suppress(ConnectionError, TimeoutError):
             async with asyncio.timeout(seconds):
                 while taken < amount:
-                    taken += await _send_some(client, block)
+                    taken += await _send_some(client, block[: amount - taken])
                 await asyncio.sleep(seconds)
     finally:
         client.reset()

@@ -131,8 +131,9 @@ def describe_thread(thread: threading.Thread) -> str:
     return f"{thread.name!r} ({'daemon, ' if thread.daemon else ''}{type(thread).__name__}){place}"
 
 
-# The threads of a loop's default executor belong to the loop, and end with it.
-_OF_LOOPS = re.compile(r"(asyncio|uvloop)_\d+")
+# The threads of a loop's default executor (``run()`` has one of its own), and those in which anyio runs
+# what blocks, belong to the loop, and end with it.
+_OF_LOOPS = re.compile(r"(asyncio|uvloop|asyncserver)_\d+|AnyIO worker thread")
 
 
 def _threads_but_those_of_loops() -> set[Hashable]:
@@ -297,9 +298,9 @@ class LeakCheck:
 def leak_check(*, patience: float = PATIENCE) -> LeakCheck:
     """A context manager that raises ``LeakError`` for descriptors, threads and child processes left behind.
 
-    What began before the block does not count, nor do the threads of a loop's default executor, which end
-    with the loop. What is there at the end of the block is given ``patience`` seconds to go away. Child
-    processes that are left are killed. If the block raises, nothing is examined.
+    What began before the block does not count, nor do the threads of a loop's default executor and those of
+    ``anyio.to_thread``, which end with the loop. What is there at the end of the block is given ``patience``
+    seconds to go away. Child processes that are left are killed. If the block raises, nothing is examined.
 
     The block looks at the whole process: what other threads open meanwhile counts. Around a program that has
     a loop of its own use ``with``; inside of one ``async with``, which lets the loop go on while it waits.

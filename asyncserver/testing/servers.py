@@ -102,9 +102,10 @@ async def serving_datagrams(
         yield server
 
 
-async def close(server: Server | DatagramServer) -> None:
-    """Close it; a ``TimeoutError`` if that takes much longer than its handlers may take."""
-    await bounded(server.aclose(), server.timeouts.grace + TIMEOUT, f"{server!r} to close")
+async def close(server: Server | DatagramServer, timeout: float | None = None) -> None:
+    """Close it; a ``TimeoutError`` if that takes so many seconds longer than its handlers may take."""
+    patience = TIMEOUT if timeout is None else timeout
+    await bounded(server.aclose(), server.timeouts.grace + patience, f"{server!r} to close")
 
 
 async def _free_address(transport: str, urls: dict[str, str], exits: AsyncExitStack) -> str:

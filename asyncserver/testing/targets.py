@@ -42,7 +42,6 @@ class Place(NamedTuple):
     family: int
     kind: int
     sockaddr: Any
-    tls: bool = False
 
     def __str__(self) -> str:
         name = os.fsdecode(self.sockaddr) if self.family == _UNIX else "{}:{}".format(*self.sockaddr)
@@ -69,11 +68,11 @@ def locate(target: Target, index: int = 0) -> Place:
 def _place_of(address: object) -> Place:
     match address:
         case TCPAddress():
-            return _internet(address.host, address.port, socket.SOCK_STREAM, tls=address.tls)
+            return _internet(address.host, address.port, socket.SOCK_STREAM)
         case UDPAddress():
             return _internet(address.host, address.port, socket.SOCK_DGRAM)
         case UnixAddress():
-            return _unix(address.path, socket.SOCK_STREAM, tls=address.tls)
+            return _unix(address.path, socket.SOCK_STREAM)
         case UnixDatagramAddress():
             return _unix(address.path, socket.SOCK_DGRAM)
         case _:
@@ -87,11 +86,11 @@ def _place_of_legacy(server: LegacyServer) -> Place:
     return _internet(host, port, server.socket_type)
 
 
-def _internet(host: str, port: int, kind: int, *, tls: bool = False) -> Place:
+def _internet(host: str, port: int, kind: int) -> Place:
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return Place(socket.AF_INET6 if ":" in host else socket.AF_INET, kind, (host, port), tls)
+    return Place(socket.AF_INET6 if ":" in host else socket.AF_INET, kind, (host, port))
 
 
-def _unix(path: str, kind: int, *, tls: bool = False) -> Place:
+def _unix(path: str, kind: int) -> Place:
     name = b"\0" + os.fsencode(path[1:]) if path.startswith("@") else path
-    return Place(socket.AF_UNIX, kind, name, tls)
+    return Place(socket.AF_UNIX, kind, name)

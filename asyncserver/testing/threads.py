@@ -56,14 +56,15 @@ def serving_in_thread(
 
     What starting it raises is raised here; what ends it before its time, or goes wrong when it ends, is
     raised at the end of the block (if that raises itself, it becomes a note). ``TimeoutError`` if it does not
-    start, or not end, within ``timeout`` seconds; the thread, a daemon, is left behind then.
+    start, or not end, within ``timeout`` seconds (``Server`` and ``DatagramServer`` have their
+    ``Timeouts.grace`` besides for their end); the thread, a daemon, is left behind then.
 
     The server belongs to its thread: from here call nothing but what ``socketserver`` allows, and look at the
     ``addresses`` of the others.
     """
     check_timeout(timeout)
     if isinstance(server, (Server, DatagramServer)):
-        with open_in_thread(partial(_started, server), loop=loop, timeout=timeout):
+        with open_in_thread(partial(_started, server, timeout), loop=loop, timeout=timeout):
             yield server
     else:
         _check_blocking(server)
@@ -79,7 +80,11 @@ def open_in_thread(
     loop: LoopName = "auto",
     timeout: float = TIMEOUT,
 ) -> Generator[T]:
-    """An asynchronous context manager, entered and left in the event loop of a thread of its own."""
+    """An asynchronous context manager, entered and left in the event loop of a thread of its own.
+
+    ``timeout``: seconds for each; if it is a server of ours that was opened, its grace is added at the end.
+    """
+    check_timeout(timeout)
     factory = loop_factory(loop)
     opened: Future[tuple[T, Callable[[], object]]] = Future()
 
@@ -99,15 +104,28 @@ def open_in_thread(
             opened.cancel()  # Nothing happens if it is done.
 
     worker = _Worker("serving-in-a-loop", run)
-    value, end = _result(opened, worker, timeout)
+    try:
+        value, end = _result(opened, worker, timeout)
+    except BaseException:  # KeyboardInterrupt, too, at which it must not go on serving.
+        if not opened.cancel():
+            _end_quietly(opened.result()[1])
+        raise
 
     def finish() -> None:
-        with suppress(RuntimeError):  # The loop is closed: it has ended by itself.
-            end()
-        worker.join(timeout)
+        _end_quietly(end)
+        worker.join(timeout + _grace_of(value))
 
     with _ending(finish):
         yield value
+
+
+def _end_quietly(end: Callable[[], object]) -> None:
+    with suppress(RuntimeError):  # The loop is closed: it has ended by itself.
+        end()
+
+
+def _grace_of(value: object) -> float:
+    return value.timeouts.grace if isinstance(value, (Server, DatagramServer)) else 0.0
 
 
 def _result(future: Future[T], worker: _Worker, timeout: float) -> T:
@@ -123,12 +141,14 @@ def _result(future: Future[T], worker: _Worker, timeout: float) -> T:
 
 
 @asynccontextmanager
-async def _started(server: Server | DatagramServer) -> AsyncGenerator[None]:
+async def _started(
+    server: Server | DatagramServer, timeout: float
+) -> AsyncGenerator[Server | DatagramServer]:
     await server.start()
     try:
-        yield
+        yield server
     finally:
-        await close(server)
+        await close(server, timeout)
 
 
 def _check_blocking(server: object) -> None:

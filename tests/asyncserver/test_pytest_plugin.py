@@ -33,10 +33,9 @@ def ask(family, address):
 """
 
 USES = """
-@pytest.mark.usefixtures("no_leaks")
-def test_native_without_a_loop(native_server):
+def test_native_without_a_loop(native_server, no_leaks):
     server = native_server(echo)
-    other = native_server(echo, transport="unix", loop="asyncio")
+    other = native_server(echo, transport="unix", loop="asyncio", timeout=5)
     assert ask(socket.AF_INET, ("127.0.0.1", server.addresses[0].port)) == b"hello"
     assert ask(socket.AF_UNIX, other.addresses[0].path) == b"hello"
 
@@ -46,13 +45,12 @@ async def test_native_and_datagrams_beside_a_loop(native_server, datagram_server
     async with await TLSClient.connect(secure, tls_authority.client_context()) as client:
         assert await client.ask(b"hello") == b"hello"
     for transport in ("udp", "unix"):
-        server = datagram_server(echo_datagram, transport=transport)
+        server = datagram_server(echo_datagram, transport=transport, timeout=5)
         async with await DatagramClient.connect(server) as client:
             assert await client.ask(b"hello") == b"hello"
 
 @pytest.mark.parametrize("module", [socketserver, compat])
-@pytest.mark.usefixtures("no_leaks")
-def test_compat(compat_server, module):
+def test_compat(compat_server, module, no_leaks):
     server = compat_server(module.ThreadingTCPServer, Handler, daemon_threads=True)
     assert server.daemon_threads and not module.ThreadingTCPServer.daemon_threads
     assert ask(socket.AF_INET, server.server_address) == b"hello"
@@ -75,6 +73,11 @@ def test_leak_of_one_that_failed(no_leaks):
     KEPT.append(socket.socket())
     assert False, "this is what counts"
 
+@pytest.mark.parametrize("leave", [pytest.fail, pytest.skip, pytest.xfail])
+def test_leak_of_one_that_left(no_leaks, leave):
+    KEPT.append(socket.socket())
+    leave("this is what counts")
+
 async def fail(stream):
     await stream.receive()
     raise KeyError("in the handler")
@@ -84,6 +87,11 @@ def test_handler_that_fails(native_server):
 
 def test_wrong(native_server):
     native_server(echo, transport="sctp")
+
+def test_wrong_timeout(native_server, datagram_server):
+    for start in (native_server, datagram_server):
+        with pytest.raises(OptionError, match="timeout=0"):
+            start(echo, timeout=0)
 """
 
 
@@ -113,7 +121,7 @@ def test_fixtures(inner: pytest.Pytester) -> None:
 def test_mistakes(inner: pytest.Pytester) -> None:
     inner.makepyfile(TESTS + MISTAKES + "def test_end():\n    for each in KEPT: each.close()\n")
     result = run(inner, "-p", PLUGIN)
-    result.assert_outcomes(passed=3, failed=2, errors=2)
+    result.assert_outcomes(passed=4, failed=3, skipped=1, xfailed=1, errors=2)
     lines = (
         "*ERROR at teardown of test_leak _*",
         "left behind:",
@@ -123,6 +131,7 @@ def test_mistakes(inner: pytest.Pytester) -> None:
         "*KeyError: 'in the handler'*",
     )
     result.stdout.fnmatch_lines(lines)
+    assert result.stdout.str().count("- file descriptor") == 1
 
 
 INERT = """
@@ -134,7 +143,7 @@ def test_it(request):
 
 
 def test_it_is_inert_until_asked(inner: pytest.Pytester) -> None:
-    """The same fixtures, threads, options and outcome with it as without it."""
+    """The same fixtures, threads, options and outcome with it as without it; its one hook only records."""
     inner.makepyfile(INERT)
     outputs = []
     for arguments in ([], ["-p", PLUGIN]):
@@ -145,4 +154,5 @@ def test_it_is_inert_until_asked(inner: pytest.Pytester) -> None:
         )
     assert outputs[0] == outputs[1]
     assert "fixtures: ['request']" in outputs[0][-1]
-    assert not [name for name in vars(pytest_plugin) if name.startswith("pytest_")]
+    hooks = [name for name in vars(pytest_plugin) if name.startswith("pytest_")]
+    assert hooks == ["pytest_runtest_makereport"]

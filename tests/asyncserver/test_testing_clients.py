@@ -8,12 +8,16 @@ import socket
 import socketserver
 import ssl
 import sys
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from anyio import IncompleteRead
 
 from asyncserver import (
     Datagram,
@@ -56,7 +60,80 @@ async def test_receiving(transport: Any) -> None:
             assert await client.receive(10) == b"x" * 10
             assert await client.receive_exactly(50_000) == b"x" * 50_000
             assert await client.receive_all() == b"x" * 49_990
-            assert await client.receive_exactly(5) == await client.receive() == b""
+            assert await client.receive() == b""
+
+
+@TRANSPORTS
+async def test_fewer_bytes_than_were_asked_for(transport: Any) -> None:
+    async def handler(stream: Stream) -> None:
+        await stream.receive()
+        await stream.send(b"hel")
+
+    async with serving(handler, transport=transport) as server:
+        async with await kind_for(transport).connect(server) as client:
+            await client.send(b"hello")
+            with pytest.raises(IncompleteRead) as caught:
+                await client.receive_exactly(5)
+            (note,) = caught.value.__notes__
+            assert note.startswith("3 bytes of 5 came from the server at ")
+            assert note.endswith(": b'hel'")
+        async with await kind_for(transport).connect(server) as client:
+            assert await client.ask(b"hello") == b"hel"
+
+
+@TRANSPORTS
+async def test_half_closing_with_bytes_unread(transport: Any) -> None:
+    received: list[bytes] = []
+
+    async def handler(stream: Stream) -> None:
+        await stream.send(b"x" * 100_000)
+        received.extend([chunk async for chunk in stream])
+        await stream.send(b"the end")
+
+    async with serving(handler, transport=transport) as server:
+        async with await kind_for(transport).connect(server) as client:
+            await client.send(b"hello")
+            assert await client.receive(10) == b"x" * 10
+            client.half_close()
+            assert await client.receive(20) == b"x" * 20
+            assert await client.receive_all() == b"x" * 99_970 + b"the end"
+    assert b"".join(received) == b"hello"
+
+
+async def test_half_closing_without_room_for_it() -> None:
+    may_read = asyncio.Event()
+    received = bytearray()
+
+    async def handler(stream: Stream) -> None:
+        await may_read.wait()
+        async for chunk in stream:
+            received.extend(chunk)
+        await stream.send(b"the end")
+
+    async with serving(handler, transport="tls+unix") as server:
+        async with await TLSClient.connect(server) as client:
+            sent, left = fill(client)
+            with pytest.raises(BlockingIOError):
+                client.half_close()
+            may_read.set()
+            await client.client.send(left)
+            client.half_close()
+            assert await client.receive_all() == b"the end"
+    assert received == bytes(sent)
+
+
+def fill(client: TLSClient) -> tuple[int, bytes]:
+    """How many bytes were encrypted until there was no room, and the encrypted ones that are left."""
+    encrypted = b""
+    for sent in range(0, 100_000_000, 10_000):
+        try:
+            while encrypted:
+                encrypted = encrypted[client.client.sock.send(encrypted) :]
+        except BlockingIOError:
+            return sent, encrypted
+        client.tls.write(bytes(10_000))
+        encrypted = client._outgoing.read()
+    raise AssertionError("there is always room")
 
 
 @TRANSPORTS
@@ -87,6 +164,8 @@ async def test_ending_it_from_here(transport: Any) -> None:
             client = await kind_for(transport).connect(server)
             assert await client.ask(b"hello") == b"hello"
             getattr(client, end)()
+            client.reset()
+            client.close()
             await wait_until(lambda: not server.connections)
         # Under TLS an end without the closing alert might be anybody's.
         expected = {"reset": 2} if transport == "tls" else {"eof": 1, "reset": 1}
@@ -121,6 +200,26 @@ async def test_datagrams_that_have_come() -> None:
             await client.send(b"two", b"three")
             await wait_until(lambda: server.statistics().sent == 6)
             assert client.received()[::2] == [b"two", b"three"]
+
+
+async def test_an_empty_packet_waits_for_room() -> None:
+    directory = await asyncio.to_thread(make_short_directory)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"{directory}/server")
+        sock.setblocking(False)
+        async with await DatagramClient.connect(f"unixgram:{directory}/server") as client:
+            with pytest.raises(BlockingIOError):
+                while True:
+                    client.sock.send(b"x")
+            sending = asyncio.create_task(client.send(b""))
+            await asyncio.sleep(5 * MS)
+            assert not sending.done()
+            sock.recv(10)
+            await within(sending)
+            client.timeout = SHORT
+            with pytest.raises(TimeoutError, match=f"waited {SHORT:g} s for room for a packet"):
+                await client.send(b"")
+    await asyncio.to_thread(shutil.rmtree, directory)
 
 
 async def test_a_datagram_client_with_a_path_of_its_own() -> None:
@@ -188,10 +287,19 @@ async def test_waiting_for_a_packet_is_bounded() -> None:
 
 
 async def test_a_timeout_that_is_none() -> None:
-    async with serving(echo) as server:
+    async with serving(echo) as server, serving_datagrams(echo_datagram) as other:
         for timeout in (0, -1, float("inf"), float("nan")):
             with pytest.raises(OptionError, match="timeout"):
                 await Client.connect(server, timeout=timeout)
+            with pytest.raises(OptionError, match="timeout"):
+                await DatagramClient.connect(other, timeout=timeout)
+
+
+async def test_a_name_that_cannot_be() -> None:
+    """And the socket is closed, which is looked at after the test."""
+    async with serving(echo, transport="tls") as server:
+        with pytest.raises(ValueError, match="server_hostname"):
+            await TLSClient.connect(server, server_hostname="")
 
 
 # What they connect to.
@@ -256,6 +364,19 @@ def test_a_short_directory_where_temporary_ones_are_long(
         assert len(directory) < 80
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(f"{directory}/server")
+
+
+def test_one_authority_for_all_threads(tmp_path: Path) -> None:
+    at_once = threading.Barrier(4)
+
+    def make(_: int) -> tuple[object, object, object]:
+        at_once.wait()
+        authority = certificates.authority(f"of-{tmp_path.name}")
+        at_once.wait()
+        return authority, authority.server("a.example.org"), authority.client()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(make, range(4)))) == 1
 
 
 def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:

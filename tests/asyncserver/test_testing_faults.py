@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import compat
-from asyncserver import Server, Stream, Timeouts, parse_address
+from asyncserver import OptionError, Server, Stream, Timeouts, parse_address
 from asyncserver.testing import (
     Client,
     DatagramClient,
@@ -66,7 +66,10 @@ async def test_half_close() -> None:
 async def test_never_reading() -> None:
     handler = Noted()
     async with serving(handler) as server:
-        assert await faults.never_reading(server, b"hello", amount=4_096, seconds=QUICK) >= 4_096
+        for amount in (100, 10_000):
+            assert await faults.never_reading(server, b"hello", amount=amount, seconds=QUICK) == amount
+        with pytest.raises(OptionError, match=r"data=b'': has to be a byte at least"):
+            await faults.never_reading(server, b"")
         under_way = asyncio.create_task(faults.never_reading(server, amount=1 << 30, seconds=PATIENCE))
         await wait_until(lambda: any(connection.stream.unsent for connection in server.connections))
         under_way.cancel()

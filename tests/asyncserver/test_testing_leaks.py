@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import anyio.to_thread
 import pytest
 
-from asyncserver import Limits, OptionError
+from asyncserver import Limits, LoopName, OptionError
+from asyncserver.loops import run_in_new_loop
 from asyncserver.testing import (
     Client,
     LeakError,
@@ -118,6 +120,17 @@ def test_around_a_loop(loop_name: str) -> None:
             runner.run(main())
 
 
+def test_threads_of_loops(loop_name: LoopName) -> None:
+    """Those of the loop that ``run()`` makes, and those of anyio; more of them than there were."""
+
+    async def main() -> None:
+        async with leak_check(patience=IMPATIENT):
+            await asyncio.gather(*(asyncio.to_thread(time.sleep, 5 * MS) for _ in range(4)))
+            await asyncio.gather(*(anyio.to_thread.run_sync(time.sleep, 5 * MS) for _ in range(2)))
+
+    run_in_new_loop(main, loop_name, patience=lambda: PATIENCE)
+
+
 async def test_a_block_that_raises_is_not_examined() -> None:
     with socket.socket() as sock:
         sock.close()
@@ -186,15 +199,19 @@ def test_no_descriptor_can_be_opened() -> None:
             assert not opens()
             with exhausted_descriptors():
                 assert not opens()
+            with pytest.raises(OptionError, match="spare=1: this process can open 0 more descriptors"):
+                with exhausted_descriptors(spare=1):
+                    pass
             assert not opens()
         assert opens()
-        with exhausted_descriptors(spare=3):
-            spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
-            assert not opens()
-            os.close(spare.pop())
-            assert opens()
-            for each in spare:
-                os.close(each)
+        for count in (3, 200):
+            with exhausted_descriptors(spare=count):
+                spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+                assert not opens()
+                os.close(spare.pop())
+                assert opens()
+                for each in spare:
+                    os.close(each)
         with pytest.raises(KeyError):
             with exhausted_descriptors():
                 raise KeyError

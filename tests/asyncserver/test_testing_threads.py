@@ -7,6 +7,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -180,6 +181,23 @@ def test_one_that_ends_by_itself() -> None:
         wait_until_blocking(lambda: not server.addresses)
 
 
+def test_its_handlers_have_their_grace() -> None:
+    """However short the timeout is."""
+
+    async def handler(stream: Stream) -> None:
+        await stream.send(b"hello")
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            await asyncio.sleep(600 * MS)
+            ended.set()
+
+    ended = threading.Event()
+    with leak_check(), serving_in_thread(Server(handler, LOOPBACK), timeout=300 * MS) as server:
+        assert ask(server) == b"hello"
+    assert ended.is_set()
+
+
 class Stubborn(socketserver.BaseServer):
     """Does not end before it may."""
 
@@ -226,3 +244,33 @@ def test_one_that_does_not_start() -> None:
     finally:
         may_start.set()
     assert ended.wait(PATIENCE), "it went on serving when nobody waited any more"
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_an_interruption_of_the_start(started: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before the server has started, or when that has just not been noticed yet."""
+    ended = threading.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncIterator[None]:
+        await asyncio.to_thread(may_start.wait, PATIENCE)
+        yield
+        ended.set()
+
+    def interrupted(future: Future[Any], *_: object) -> Any:
+        if started:
+            may_start.set()
+            wait_until_blocking(future.done)
+        raise KeyboardInterrupt
+
+    may_start = threading.Event()
+    server = Server(echo, LOOPBACK, lifespan=lifespan)
+    with leak_check():
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                monkeypatch.setattr("asyncserver.testing.threads._result", interrupted)
+                with serving_in_thread(server):
+                    pytest.fail("nobody interrupted it")
+        finally:
+            may_start.set()
+        assert ended.wait(PATIENCE), "it goes on serving"

@@ -22,7 +22,11 @@ from asyncserver import (
 from asyncserver.testing import (
     Client,
     DatagramClient,
+    LeakCheck,
+    MakePair,
+    Target,
     TLSClient,
+    Transport,
     check_stream,
     leak_check,
     serving,
@@ -70,6 +74,12 @@ async def of_streams() -> None:
     assert_type(await check_stream(pair), list[str])
     async with task_leak_check():
         memory_stream_pair(capacity="5")  # type: ignore[arg-type]
+
+
+async def of_those_that_are_named(target: Target, transport: Transport, make_pair: MakePair) -> LeakCheck:
+    await check_stream(make_pair)
+    async with serving(echo, transport=transport), await Client.connect(target):
+        return leak_check()
 
 
 def in_threads() -> None:
