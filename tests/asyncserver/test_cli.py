@@ -499,7 +499,7 @@ def test_without_click(directory: Path) -> None:
     assert run_python(directory, script) == (
         2,
         "",
-        "asyncserver: the command line needs click: pip install 'asyncserver[cli]'\n",
+        "asyncserver: the command line needs click: pip install click\n",
     )
 
 
