@@ -3,7 +3,7 @@
 What a fenced block of Python is for stands behind the language:
 
 =====================  =========================================================================
-``python``             compiled only
+``python``             a fragment, executed with what its page takes as known: ``test_docs_fragments``
 ``python run``         executed, on both loops, with ``await`` allowed at the top; all of one page
                        share their names, and a directory with ``cert.pem`` and ``key.pem``
 ``python server``      a program: started, connected to, and stopped by SIGTERM
