@@ -108,9 +108,10 @@ def end_on_stop_signals() -> None:
 
 
 def _end_by_signal(number: int, frame: FrameType | None) -> NoReturn:
-    # What the user's code has printed is in a buffer, and is lost if the signal ends the process.
+    # What the user's code has printed is in a buffer, and is lost if the signal ends the process. Where it
+    # came in the midst of a print(), the buffer cannot be used: that is a RuntimeError.
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RuntimeError):
             stream.flush()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)

@@ -237,6 +237,26 @@ def test_signal_while_the_module_is_imported(directory: Path, serve: Serve, numb
 
 
 @on_posix
+def test_signal_in_the_midst_of_a_print(directory: Path, serve: Serve) -> None:
+    lines = """
+import io, sys, time
+
+class Busy(io.StringIO):
+    def flush(self):
+        raise RuntimeError("reentrant call")
+
+sys.stdout = Busy()
+print("importing", flush=True, file=sys.__stdout__)
+time.sleep(3600)
+"""
+    (directory / "slow_import.py").write_text(lines)
+    with serve("slow_import:echo", ADDRESS) as process:
+        process.wait_for("importing")
+        assert process.terminate() == -signal.SIGTERM
+    assert process.stderr == ""
+
+
+@on_posix
 def test_signal_while_the_server_starts(serve: Serve, loop_name: str) -> None:
     with serve("app:server_that_is_slow", "--loop", loop_name) as process:
         process.wait_for("starting")
