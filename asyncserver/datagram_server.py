@@ -21,7 +21,13 @@ from asyncserver.lifecycle import Lifecycle
 from asyncserver.server_arguments import checked, checked_hook, elsewhere
 from asyncserver.statistics import DrainReport
 
-__all__ = ["DatagramLifespan", "DatagramServer", "DatagramServerOptions", "serve_datagrams"]
+__all__ = [
+    "DatagramLifespan",
+    "DatagramServer",
+    "DatagramServerOptions",
+    "datagram_argument_hint",
+    "serve_datagrams",
+]
 
 DatagramLifespan: TypeAlias = Callable[["DatagramServer"], AbstractAsyncContextManager[Any]]
 """Given the server, returns a context manager that is open as long as the server serves."""
@@ -29,6 +35,11 @@ DatagramLifespan: TypeAlias = Callable[["DatagramServer"], AbstractAsyncContextM
 
 # What is given to the server within another argument.
 _GROUPS = {"limits": DatagramLimits, "timeouts": DatagramTimeouts, "options": DatagramOptions}
+
+
+def datagram_argument_hint(name: str, *others: str) -> str:
+    """What to write instead of an argument that there is not; ``others`` there are, beside the server's."""
+    return elsewhere(name, _GROUPS, [*DatagramServerOptions.__annotations__, *others])
 
 
 class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, DatagramTimeouts]):
@@ -46,7 +57,7 @@ class DatagramServer(Lifecycle[DatagramHub, DatagramSocket, DatagramLimits, Data
     _limits_type = DatagramLimits
     _timeouts_type = DatagramTimeouts
 
-    @names_arguments("DatagramServer", lambda name: elsewhere(name, _GROUPS, DatagramServerOptions))
+    @names_arguments("DatagramServer", datagram_argument_hint)
     def __init__(
         self,
         handler: AnyDatagramHandler,

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Unpack
 
 from asyncserver.addresses import Address, DatagramAddress
 from asyncserver.checks import check_seconds
 from asyncserver.datagram_handlers import AnyDatagramHandler
-from asyncserver.datagram_server import DatagramServer, DatagramServerOptions
+from asyncserver.datagram_server import DatagramServer, DatagramServerOptions, datagram_argument_hint
 from asyncserver.errors import OptionError
 from asyncserver.handlers import Handler
 from asyncserver.lifecycle import AnyServer, Lifecycle
 from asyncserver.loops import LoopName, check_no_loop_is_running, run_in_new_loop
-from asyncserver.server import Server, ServerOptions
+from asyncserver.server import Server, ServerOptions, argument_hint
 from asyncserver.server_arguments import checked_hook
 from asyncserver.signals import captured_signals
 from asyncserver.statistics import DrainReport
@@ -25,6 +25,9 @@ from asyncserver.statistics import DrainReport
 __all__ = ["run", "run_datagrams", "run_server"]
 
 logger: logging.Logger = logging.getLogger("asyncserver")
+
+# The keyword arguments of run() and run_datagrams() that are not the server's.
+_OWN = ("loop", "drain_timeout", "drain_delay", "on_ready")
 
 
 def run(
@@ -50,6 +53,7 @@ def run(
     ``Timeouts.grace`` seconds; one that does not heed its cancellation does not keep the process.
     """
     check_no_loop_is_running("run()", "await serve(handler, *addresses)")
+    _check_names("run()", options, ServerOptions, argument_hint)
     run_server(
         Server(handler, *addresses, **options),
         loop=loop,
@@ -70,6 +74,7 @@ def run_datagrams(
 ) -> None:
     """As ``run()``, for packets: ``options`` are those of ``DatagramServer``."""
     check_no_loop_is_running("run_datagrams()", "await serve_datagrams(handler, *addresses)")
+    _check_names("run_datagrams()", options, DatagramServerOptions, datagram_argument_hint)
     run_server(
         DatagramServer(handler, *addresses, **options),
         loop=loop,
@@ -108,6 +113,13 @@ def run_server(
     )
     if signals.numbers:
         signal.raise_signal(signals.numbers[0])
+
+
+def _check_names(function: str, given: Iterable[str], known: type, hint: Callable[..., str]) -> None:
+    """Raise ``TypeError``, which would name the server otherwise, and not know the function's own."""
+    for name in given:
+        if name not in known.__annotations__:
+            raise TypeError(f"{function} has no argument {name!r}{hint(name, *_OWN)}")
 
 
 def _check_servers(servers: tuple[object, ...]) -> None:

@@ -28,7 +28,7 @@ from asyncserver.stream import Stream
 from asyncserver.threads import in_thread
 from asyncserver.tls import ReloadableContext, TLSConfig, TLSSource, check_tls_source
 
-__all__ = ["Lifespan", "Server", "ServerOptions", "serve"]
+__all__ = ["Lifespan", "Server", "ServerOptions", "argument_hint", "serve"]
 
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
 """Given the server, returns a context manager that is open as long as the server serves."""
@@ -40,6 +40,11 @@ _AS_FILES = "tls=TLSConfig(certificate='cert.pem', private_key='key.pem')"
 
 # What is given to the server by another name, or within another argument.
 _GROUPS = {"limits": Limits, "timeouts": Timeouts, "options": SocketOptions, "tls": TLSConfig}
+
+
+def argument_hint(name: str, *others: str) -> str:
+    """What to write instead of an argument that there is not; ``others`` there are, beside the server's."""
+    return elsewhere(name, _GROUPS, [*ServerOptions.__annotations__, *others])
 
 
 class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
@@ -57,7 +62,7 @@ class Server(Lifecycle[Hub, ListeningSocket, Limits, Timeouts]):
     _limits_type = Limits
     _timeouts_type = Timeouts
 
-    @names_arguments("Server", lambda name: elsewhere(name, _GROUPS, ServerOptions))
+    @names_arguments("Server", argument_hint)
     def __init__(
         self,
         handler: Handler,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from asyncserver.checks import check_seconds, similar
@@ -57,17 +57,13 @@ _OF_OTHERS = {
 }
 
 
-def elsewhere(name: str, groups: Mapping[str, type], options: type) -> str:
-    """Where an argument belongs that a server has not: into which of ``groups``, or what it is called.
-
-    ``options`` is the ``TypedDict`` of those that it has.
-    """
+def elsewhere(name: str, groups: Mapping[str, type], known: Collection[str]) -> str:
+    """Where an argument belongs that is not ``known``: into which of ``groups``, or what it is called."""
     if name in _OF_OTHERS:
         return _OF_OTHERS[name]
     for option, kind in groups.items():
         if name in (field.name for field in dataclasses.fields(kind)):
             return f"; write {option}={kind.__name__}({name}=...)"
-    known = list(options.__annotations__)
     return similar(name, known) or f"; it has {', '.join(known)}"
 
 

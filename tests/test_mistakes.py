@@ -342,12 +342,24 @@ OPTIONS = [
     ),
     Mistake("by position", lambda: Limits(5), "by name", "Limits", r"Limits\(max_connections=5\)"),
     Mistake(
-        "field of another", given(max_connections=5), "has no argument 'max_connections'", "Server",
+        "field of another", given(max_connections=5), "has no argument 'max_connections'", r"run\(\)",
         r"write limits=Limits\(max_connections=...\)", "An option is refused",
     ),
-    Mistake("misspelt argument", given(timeout=5), "has no argument 'timeout'", "Server", "mean timeouts"),
-    Mistake("host and port", given(host="::", port=1), "no argument 'host'", "Server", "is an address"),
-    Mistake("ssl", given(ssl=True), "no argument 'ssl'", "Server", r"tls=TLSConfig\("),
+    Mistake("misspelt argument", given(timeout=5), "has no argument 'timeout'", r"run\(\)", "mean timeouts"),
+    Mistake("host and port", given(host="::", port=1), "no argument 'host'", r"run\(\)", "is an address"),
+    Mistake("ssl", given(ssl=True), "no argument 'ssl'", r"run\(\)", r"tls=TLSConfig\("),
+    Mistake(
+        "misspelt of run", lambda: run(echo, TCP, drain_timout=5), "no argument 'drain_timout'", r"run\(\)",
+        "did you mean drain_timeout",
+    ),
+    Mistake(
+        "unknown to run", lambda: run_datagrams(takes_datagram, UDP, reply=5), "no argument 'reply'",
+        r"run_datagrams\(\)", "it has limits, timeouts, options, lifespan, on_error, loop, drain_timeout",
+    ),
+    Mistake(
+        "field in server", lambda: Server(echo, TCP, idle=5), "no argument 'idle'", "^Server",
+        r"write timeouts=Timeouts\(idle=...\)",
+    ),
     Mistake("of run", lambda: Server(echo, TCP, loop="auto"), "no argument 'loop'", "Server", r"run\(\)"),
     Mistake(
         "unknown to update", lambda: Server(echo, TCP).update(idel=5), "not a field", "idel=5", "mean idle",
@@ -378,6 +390,7 @@ OPTIONS = [
     ),
     Mistake(
         "no tls", lambda: Server(echo, TLS), f"is needed for {re.escape(TLS)}", "tls=None", r"TLSConfig\(",
+        "Certificates and keys",
     ),
     Mistake("tls path", given(tls="a.pem"), "has to be a TLSConfig", "tls='a.pem'", "certificate='a.pem'"),
     Mistake("tls class", given(tls=TLSConfig), "has to be a TLSConfig", "tls=", "private_key='key.pem'"),
