@@ -144,7 +144,8 @@ class EventLoopMixIn(socketserver.BaseServer):
         """Serve in a thread of its own, for programs that have an event loop already (asyncio's).
 
         Ends when ``shutdown()`` is called, and raises what ``serve_forever()`` raises. Cancellation
-        shuts the server down and waits for the thread; ``server_close()`` is left to the caller.
+        shuts the server down and waits for the thread. ``server_close()`` is left to the caller, and
+        waits for requests: ``await asyncio.to_thread(server.server_close)`` does so without blocking.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[BaseException | None] = loop.create_future()

@@ -937,6 +937,7 @@ async def test_serve_async_beside_other_tasks() -> None:
             assert names[0].startswith("AThreadingTCPServer-")
             set_the_flag(one)
             set_the_flag(other)
+        await asyncio.to_thread(one.server_close)  # It waits for its threads.
 
 
 # --- the mix-in and other people's classes ---
