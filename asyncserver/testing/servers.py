@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,6 +48,10 @@ _URLS = {
 
 _DATAGRAM_URLS = {"udp": "udp://127.0.0.1:0", "unix": "unixgram:{}/server"}
 
+# Turns of the loop, before a server is closed: accepting, reading and a handler's steps take one each.
+_QUIET_TURNS = 10
+_MOST_TURNS = 1000
+
 
 @asynccontextmanager
 async def serving(
@@ -64,7 +69,9 @@ async def serving(
 
     What a handler raises, and is not its peer's doing, is raised at the end of the block, as
     ``HandlerErrors``; if the block raises itself, that is raised with a note about it. Not so with
-    ``raise_handler_errors=False``, and not with an ``on_error=`` of the caller's.
+    ``raise_handler_errors=False``, and not with an ``on_error=`` of the caller's. Handlers are still
+    given what clients have sent before the end of the block; those that then wait for something else
+    are cancelled.
 
     Raises what ``Server`` and ``Server.start()`` raise, and at the end ``TimeoutError`` if the server is not
     closed ten seconds after ``Timeouts.grace``.
@@ -105,7 +112,21 @@ async def serving_datagrams(
 async def close(server: Server | DatagramServer, timeout: float | None = None) -> None:
     """Close it; a ``TimeoutError`` if that takes so many seconds longer than its handlers may take."""
     patience = TIMEOUT if timeout is None else timeout
+    await _serve_what_has_come(server)
     await bounded(server.aclose(), server.timeouts.grace + patience, f"{server!r} to close")
+
+
+async def _serve_what_has_come(server: Server | DatagramServer) -> None:
+    """Let handlers have what is in the kernel's buffers, and go on from there: a few turns of the loop."""
+    before: object = None
+    quiet = 0
+    for _ in range(_MOST_TURNS):
+        await asyncio.sleep(0)
+        now = dataclasses.replace(server.statistics(), uptime=0)
+        quiet = quiet + 1 if now == before else 0
+        if quiet == _QUIET_TURNS:
+            return
+        before = now
 
 
 async def _free_address(transport: str, urls: dict[str, str], exits: AsyncExitStack) -> str:

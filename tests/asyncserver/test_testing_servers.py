@@ -6,29 +6,33 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import anyio
 import pytest
 
 from asyncserver import (
+    AnyDatagramHandler,
     BindError,
     Datagram,
     Limits,
     OptionError,
     Server,
+    Session,
     Stream,
     TCPAddress,
     Timeouts,
     UnixAddress,
     UnixDatagramAddress,
+    sessions,
 )
 from asyncserver.testing import (
     Client,
     DatagramClient,
     HandlerErrors,
     TLSClient,
+    Transport,
     leak_check,
     servers,
     serving,
@@ -167,6 +171,59 @@ async def test_what_a_datagram_handler_raises_is_raised_at_the_end() -> None:
             async with await DatagramClient.connect(server) as client:
                 await client.ask(b"x")
     assert caught.value.exceptions[0].args == (b"x",)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("transport", ["unix", "tls+unix"])
+async def test_what_was_sent_last_is_served(transport: Transport, closed: bool) -> None:
+    """On Unix sockets, which have given it to the other side when send() returns."""
+    connect = TLSClient.connect if transport == "tls+unix" else Client.connect
+    kept: list[Client | TLSClient] = []
+    with pytest.raises(HandlerErrors) as caught:
+        async with serving(fail, transport=transport) as server:
+            for _ in range(5):
+                kept.append(await connect(server))
+                await kept[-1].send(b"x")
+                if closed:
+                    kept[-1].close()
+    for client in kept:
+        client.close()
+    assert len(caught.value.exceptions) == 5
+
+
+async def fail_later(datagram: Datagram) -> None:
+    await asyncio.sleep(0)
+    raise AnyBugError(datagram.data)
+
+
+@sessions
+async def fail_session(session: Session) -> None:
+    async for datagram in session:
+        raise AnyBugError(datagram.data)
+
+
+@pytest.mark.parametrize("handler", [fail_later, fail_session])
+async def test_packets_that_were_sent_last_are_served(handler: AnyDatagramHandler) -> None:
+    with pytest.raises(HandlerErrors) as caught:
+        async with serving_datagrams(handler, transport="unix") as server:
+            for _ in range(5):
+                async with await DatagramClient.connect(server) as client:
+                    await client.send(b"x")
+    assert len(caught.value.exceptions) == 5
+
+
+async def test_who_sends_for_ever_does_not_keep_the_server() -> None:
+    async def flood(client: Client) -> None:
+        while True:
+            await client.send(b"x")
+
+    async with AsyncExitStack() as exits:
+        async with serving(echo, transport="unix") as server:
+            client = await exits.enter_async_context(await Client.connect(server))
+            flooding = asyncio.create_task(flood(client))
+            await wait_until(lambda: server.statistics().bytes_received)
+        with suppress(OSError):
+            await within(flooding)
 
 
 async def test_the_error_of_the_block_is_what_counts() -> None:
