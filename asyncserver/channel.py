@@ -26,7 +26,15 @@ from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, E
 from asyncserver.stepping import RAISED, RETURNED, YIELDED, Steppable
 from asyncserver.stream_settings import StreamSettings
 
-__all__ = ["DISCARD_LIMIT", "ITEM_COST", "RECEIVE_SIZE", "YIELD_BUDGET", "Channel", "keep_memory"]
+__all__ = [
+    "DISCARD_LIMIT",
+    "EXHAUSTED",
+    "ITEM_COST",
+    "RECEIVE_SIZE",
+    "YIELD_BUDGET",
+    "Channel",
+    "keep_memory",
+]
 
 # The most that one recv() asks for by default: a reply of 100 KB is then one call and not two, which with
 # larger messages is what costs. See also `keep_memory`.
@@ -54,6 +62,9 @@ YIELD_BUDGET = 512
 DISCARD_LIMIT = 16 << 20
 
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, zero seconds; close() then sends a RST
+
+# No descriptors or no memory: that concerns the process or the machine, and passes.
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -279,7 +290,7 @@ class Channel(Steppable):
     def _on_readable_tls(self) -> None:
         if self._blocked and not self._writer_on and not self._shaking_hands:
             self._go_on_writing()  # OpenSSL wanted to read before it could.
-        self.on_readable()
+        self._receive_under_tls()
 
     def _deliver(self, data: bytes) -> None:
         """Continue, through its task, whoever waits. Only from a callback of the loop."""
@@ -367,9 +378,16 @@ class Channel(Steppable):
         self._attention = tls is not None
         return None
 
+    def _receive_under_tls(self) -> None:
+        """``on_readable``, but for a receive for which decrypted bytes were set aside: they came before."""
+        if self._want and self._buffer:
+            self._on_wake()
+        else:
+            self.on_readable()
+
     def _on_pending(self) -> None:
         if self._want:
-            self.on_readable()
+            self._receive_under_tls()
 
     def _raise_if_receiving(self) -> None:
         if self._want or self._shaking_hands:
@@ -528,7 +546,7 @@ class Channel(Steppable):
         """Called by the poller."""
         self._go_on_writing()
         if self._want and self._tls is not None:
-            self.on_readable()  # OpenSSL may have wanted to write before it could go on reading.
+            self._receive_under_tls()  # OpenSSL may have wanted to write before it could go on reading.
 
     def _go_on_writing(self) -> None:
         self._blocked = False

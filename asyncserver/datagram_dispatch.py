@@ -15,6 +15,7 @@ from asyncserver.datagram import Datagram
 from asyncserver.datagram_limits import DatagramLimits, DatagramTimeouts
 from asyncserver.datagram_queue import PeerQueue, Queue, SingleQueue
 from asyncserver.datagram_worker import Worker
+from asyncserver.errors import ServerStateError
 
 __all__ = ["Dispatcher", "Ended", "PacketHandler"]
 
@@ -60,7 +61,7 @@ class Dispatcher:
         self._pumping = False
         self._closed = False
         self._empty: asyncio.Event = asyncio.Event()
-        self._stuck: set[asyncio.Task[Any]] = set()
+        self._stuck: dict[asyncio.Task[Any], Datagram] = {}
         self.handled: int = 0
         self.failed: int = 0
         self.cancelled: int = 0
@@ -292,7 +293,7 @@ class Dispatcher:
         if timer is not None:
             timer.cancel()
         if task in self._stuck:
-            self._stuck.discard(task)
+            self._has_ended_late(task)
             return
         datagram, queue, key = self._tasks.pop(task)
         queue.ended(key)
@@ -307,6 +308,13 @@ class Dispatcher:
             self._has_raised(datagram, exc)
         self._pump_later()
         self._note_if_empty()
+
+    def _has_ended_late(self, task: asyncio.Task[Any]) -> None:
+        """It was left behind, and is counted already. That its server is closed is no fault of its own."""
+        datagram = self._stuck.pop(task)
+        exc = None if task.cancelled() else task.exception()
+        if isinstance(exc, Exception) and not isinstance(exc, ServerStateError):
+            self._host.handler_failed(datagram, exc)
 
     def _has_raised(self, datagram: Datagram, exc: BaseException) -> None:
         self.failed += 1
@@ -359,7 +367,7 @@ class Dispatcher:
     def abandon(self) -> int:
         """Leave the handlers behind that have not heeded their cancellation; returns how many."""
         left = len(self._tasks)
-        self._stuck.update(self._tasks)
+        self._stuck.update({task: datagram for task, (datagram, _, _) in self._tasks.items()})
         self.cancelled += left
         self._tasks.clear()
         self._empty.set()

@@ -174,7 +174,7 @@ class Hub:
         """End what is left beside the connections."""
         self.stop_accepting()
         self._stopped = self.loop.time()
-        self.wheel.stop()
+        # The wheel ends with the last connection, or has one to give up that a cancelled aclose() has left.
         if self._newcomer_timer is not None:
             self._newcomer_timer.cancel()
         farewells = list(self._farewells)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncserver.addresses import Address, Endpoint, FDAddress, SystemdAddress, UnixAddress, UnixEndpoint
+from asyncserver.channel import EXHAUSTED
 from asyncserver.sockets import ListeningSocket
 from asyncserver.statistics import ListenerStatistics
 
@@ -24,10 +25,6 @@ _BATCH = 64
 
 # The most that are taken from the queue before it is closed; they could go on coming.
 _QUEUE = 4_096
-
-# No descriptors or no memory: it concerns the process or the machine, and accepting at once again
-# would fail again (and, as the connection stays in the queue, burn the CPU).
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # Errors of the one connection that was about to be accepted, or of the network at this moment; accept(2)
 # says to treat them like EAGAIN. EPERM is a firewall rule's.
@@ -211,7 +208,7 @@ class Listener:
         """Out of descriptors or memory, or the socket is broken: try again later, logging once."""
         if not self._delay:
             self._episodes += 1
-            what = "out of descriptors or memory" if exc.errno in _EXHAUSTED else "cannot accept"
+            what = "out of descriptors or memory" if exc.errno in EXHAUSTED else "cannot accept"
             logger.error("%s: %s (%s); accepting goes on when that is over", self.address, what, exc)
         self._delay = min(self._delay * 2 or _FIRST_DELAY, _LONGEST_DELAY)
         self.pause("exhausted")

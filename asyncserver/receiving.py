@@ -198,7 +198,7 @@ class ReceivingChannel(Channel):
         """The buffer is empty, holds no whole line, or it is the other connections' turn."""
         try:
             if not self._buffer:
-                self._buffer = await self.receive(self._settings.receive_limit)
+                self._put_in_front(await self.receive(self._settings.receive_limit))
                 self._attention = True
                 if self._budget:
                     return await self._next_line(max_bytes)
@@ -254,6 +254,11 @@ class ReceivingChannel(Channel):
         self._buffer = b""
         self._buffer_at = 0
         return gathered
+
+    def _put_in_front(self, data: bytes) -> None:
+        """Into the buffer, which may have the rest of what was set aside meanwhile (``send_eof()``)."""
+        self._buffer = data + self._buffer[self._buffer_at :] if self._buffer else data
+        self._buffer_at = 0
 
     def _put_back(self, gathered: bytearray) -> None:
         self._partial = False

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from anyio import BrokenResourceError, ClosedResourceError
 
-from asyncserver.channel import ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET
+from asyncserver.channel import EXHAUSTED, ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET
 from asyncserver.checks import as_bytes
 from asyncserver.receiving import ReceivingChannel
 from asyncserver.tls_handshake import closing_alert
@@ -23,6 +23,9 @@ __all__ = ["CannotSendFileError", "SendingChannel"]
 
 # One sendfile() call moves at most this much; then other connections get their turn.
 _SENDFILE_SIZE = 1 << 20
+
+# Seconds until somebody who has found no free descriptors looks again.
+_SCARCE_DELAY = 0.05
 
 # What sendfile() says of files that it cannot send.
 _NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -108,7 +111,8 @@ class SendingChannel(ReceivingChannel):
 
         Under TLS this is the closing alert of this direction (RFC 8446, section 6.1). Sending
         afterwards raises ``ClosedResourceError``; a second ``send_eof()`` does nothing. Cancellation
-        leaves it to the closing of the stream.
+        leaves it to the closing of the stream. In a process that has no descriptors left the alert
+        waits until there are some.
         """
         if self._send_closed and not self._closed and self._send_error is None:
             return
@@ -135,13 +139,10 @@ class SendingChannel(ReceivingChannel):
         self._check_sending()
 
     async def _send_closing_alert(self, tls: ssl.SSLSocket) -> None:
-        reading = self._reader_on
-        self._stop_reading()
-        if pending := tls.pending():
-            self._set_aside(tls.recv(pending))
-        alert = closing_alert(tls)
-        if reading:
-            self._start_reading()
+        while (alert := self._make_closing_alert(tls)) is None:
+            await asyncio.sleep(_SCARCE_DELAY)
+            if self._closed:
+                raise ClosedResourceError
         while alert:
             try:
                 alert = alert[socket.socket.send(tls, alert) :]
@@ -149,6 +150,22 @@ class SendingChannel(ReceivingChannel):
                 await self._wait_until_writable()
                 if self._closed:
                     raise ClosedResourceError from None
+
+    def _make_closing_alert(self, tls: ssl.SSLSocket) -> bytes | None:
+        """The alert; None where there are no descriptors, which making it takes for a moment."""
+        reading = self._reader_on
+        self._stop_reading()
+        if pending := tls.pending():
+            self._set_aside(tls.recv(pending))
+        try:
+            return closing_alert(tls)
+        except OSError as exc:
+            if exc.errno in EXHAUSTED:
+                return None
+            raise
+        finally:
+            if reading:
+                self._start_reading()
 
     def _set_aside(self, data: bytes) -> None:
         """Decrypted and not received yet: OpenSSL takes it for a breach of the protocol after its alert."""

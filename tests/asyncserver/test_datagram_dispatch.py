@@ -868,20 +868,33 @@ async def test_what_waits_is_dropped_at_the_end() -> None:
     assert (now.cancelled, now.dropped, now.queued, now.running) == (3, 7, 0, 0)
 
 
-async def test_a_handler_that_is_left_behind_raises_later() -> None:
+@pytest.mark.parametrize("late", ["a bug", "a reply", "nothing"])
+async def test_a_handler_that_is_left_behind_raises_later(late: str) -> None:
+    """A reply raises that the server is closed, of which nobody need be told."""
     stop = asyncio.Event()
+    failures: list[Exception] = []
 
     async def handler(datagram: Datagram) -> None:
         await ignore_cancellation(stop)
+        if late == "a bug":
+            raise ValueError(late)
+        if late == "a reply":
+            await datagram.reply(b"x")
 
-    server = DatagramServer(handler, UDP, timeouts=DatagramTimeouts(grace=10 * MS))
+    server = DatagramServer(
+        handler,
+        UDP,
+        timeouts=DatagramTimeouts(grace=10 * MS),
+        on_error=lambda _, error: failures.append(error),
+    )
     async with server, Peer(server) as peer:
         peer.send(b"x")
         await wait_until(lambda: adds_up(server).running == 1)
     assert adds_up(server).stuck_handlers == 1
     stop.set()
     await wait_until(lambda: not adds_up(server).stuck_handlers)
-    assert server.statistics().cancelled == 1
+    assert (server.statistics().cancelled, server.statistics().failed) == (1, 0)
+    assert [str(error) for error in failures] == (["a bug"] if late == "a bug" else [])
 
 
 async def test_echo() -> None:

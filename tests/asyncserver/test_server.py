@@ -601,6 +601,30 @@ async def test_aclose_cancelled_closes_all_the_same() -> None:
         assert server.ready
 
 
+async def test_aclose_cancelled_gives_up_who_does_not_heed(caplog: pytest.LogCaptureFixture) -> None:
+    stop = asyncio.Event()
+
+    async def handler(stream: Stream) -> None:
+        await ignore_cancellation(stop)
+
+    server = local_server(handler, timeouts=Timeouts(grace=50 * MS))
+    await server.start()
+    async with await Client.connect(server):
+        await wait_until(lambda: server.connections)
+        closing = asyncio.ensure_future(server.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(closing)
+        await wait_until(lambda: server.statistics().stuck_handlers)
+    assert not server.connections
+    assert server.statistics().closed == {CloseReason.ABORTED: 1}
+    stop.set()
+    await wait_until(lambda: not server.statistics().stuck_handlers)
+    (stuck,) = complaints(caplog)
+    assert "its handler goes on" in stuck
+
+
 # The lifespan.
 
 

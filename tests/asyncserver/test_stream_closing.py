@@ -12,7 +12,8 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
 from asyncserver import Stream
-from tests.streams import KINDS, connected, driven, turns
+from asyncserver.testing import exhausted_descriptors
+from tests.streams import KINDS, Peer, connected, driven, turns
 from tests.waiting import MS, SECOND, stays, wait_until, within
 
 all_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -67,6 +68,83 @@ async def test_bytes_that_openssl_holds_are_not_lost_by_our_end(kind: str, recei
         assert await within(peer.receive_all()) == b""
         await peer.send(b"late")
         assert await within(stream.receive()) == b"late"
+
+
+@pytest.mark.parametrize("size", [7, 5_000])
+@pytest.mark.parametrize("way", ["receive", "lines"])
+@pytest.mark.parametrize("kind", ["tls", "tls-memory"])
+async def test_bytes_stay_in_order_when_another_task_ends(kind: str, way: str, size: int) -> None:
+    """A receive that waits for its turn gets what OpenSSL held at the end before what is read then."""
+    data = b"".join(b"%d\n" % number for number in range(20_000))
+    async with connected(kind, receive_limit=size) as (stream, peer):
+        got = bytearray()
+        receiving = asyncio.create_task(
+            collect_lines(stream, got) if way == "lines" else collect(stream, got)
+        )
+        sending = asyncio.create_task(send_all_and_end(peer, data))
+        await wait_until(lambda: len(got) > 20_000)
+        await stream.send_eof()
+        await within(receiving)
+        assert got == data
+        await sending
+
+
+@pytest.mark.parametrize("way", ["receive", "lines"])
+@pytest.mark.parametrize("kind", ["tls", "tls-memory"])
+async def test_our_end_while_a_receive_waits_for_its_turn(kind: str, way: str) -> None:
+    """What OpenSSL held is more than it would have taken at once."""
+    data = b"".join(b"%d\n" % number for number in range(1_000))
+    async with connected(kind, receive_limit=10) as (stream, peer):
+        got = bytearray()
+        receiving = asyncio.create_task(
+            collect_lines(stream, got) if way == "lines" else collect(stream, got)
+        )
+        sending = asyncio.create_task(send_all_and_end(peer, data))
+        while not (got and stream.receiving):
+            await asyncio.sleep(0)
+        assert len(got) < len(data)
+        await stream.send_eof()
+        await within(receiving)
+        assert got == data
+        await sending
+
+
+@pytest.mark.allow_blocking("the descriptors of the process are listed")
+async def test_our_end_without_descriptors_waits_for_them() -> None:
+    """The alert takes a pair of sockets; what is received does not wait for it."""
+    async with connected("tls") as (stream, peer):
+        receiving = asyncio.create_task(stream.receive())
+        await wait_until(lambda: stream.receiving)
+        with exhausted_descriptors():
+            ending = asyncio.create_task(stream.send_eof())
+            await peer.send(b"before")
+            assert await within(receiving) == b"before"
+            assert not ending.done()
+        await within(ending)
+        assert await within(peer.receive_all()) == b""
+        await peer.send(b"late")
+        assert await within(stream.receive()) == b"late"
+
+
+@pytest.mark.allow_blocking("the descriptors of the process are listed")
+async def test_our_end_without_descriptors_ends_with_the_stream() -> None:
+    async with connected("tls") as (stream, _):
+        with exhausted_descriptors():
+            ending = asyncio.create_task(stream.send_eof())
+            await turns()
+            stream.abort()
+            with pytest.raises(ClosedResourceError):
+                await within(ending)
+
+
+async def collect(stream: Stream, got: bytearray) -> None:
+    async for data in stream:
+        got.extend(data)
+
+
+async def collect_lines(stream: Stream, got: bytearray) -> None:
+    async for line in stream.lines():
+        got.extend(line + b"\n")
 
 
 @all_kinds
@@ -136,7 +214,7 @@ async def test_our_end_behind_a_full_buffer(kind: str) -> None:
         await within(await_end)
 
 
-async def send_all_and_end(stream: Stream, data: bytes) -> None:
+async def send_all_and_end(stream: Stream | Peer, data: bytes) -> None:
     await stream.send(data)
     await stream.send_eof()
 
