@@ -23,6 +23,7 @@ __all__ = [
     "names_arguments",
     "names_fields",
     "similar",
+    "takes_one_argument",
     "wrong_data",
 ]
 
@@ -55,6 +56,17 @@ def check_count(option: str, value: int | None, least: int, unit: str, *, option
         raise OptionError(option, value, f"has to be a whole number of {unit}{none}")
     if value < least:
         raise OptionError(option, value, f"has to be at least {least} {unit}{none}")
+
+
+def takes_one_argument(function: Callable[..., object]) -> bool:
+    """Whether it can be called with one positional argument, as far as it says."""
+    try:
+        inspect.signature(function).bind(object())
+    except ValueError:  # It does not say what it takes.
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 # --- arguments that do not exist ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,10 @@ def prepare(
     return Plan(servers, parts.running, values["hint"], values["log_level"])
 
 
+# What a program would call, in what is said of a handler of another kind.
+_WHO_SERVES = re.compile(r"give it to [^:]*, with an address")
+
+
 def _make_servers(
     ctx: click.Context, handler: str, target: Any, addresses: tuple[Address, ...], parts: Configuration
 ) -> tuple[AnyServer, ...]:
@@ -59,7 +64,8 @@ def _make_servers(
     except OptionError as error:
         if error.option != "handler":
             raise
-        raise click.BadParameter(f"{handler!r} {error.reason}", ctx, _argument(ctx, "handler")) from None
+        reason = _WHO_SERVES.sub("give it an address", error.reason)
+        raise click.BadParameter(f"{handler!r} {reason}", ctx, _argument(ctx, "handler")) from None
     return tuple(servers if addresses[0] in by_kind.streams else reversed(servers))
 
 

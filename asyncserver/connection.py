@@ -32,7 +32,10 @@ def current_connection() -> Connection:
 
     Raises ``LookupError`` outside of a handler.
     """
-    return _current.get()
+    try:
+        return _current.get()
+    except LookupError:
+        raise LookupError("no handler of a Server is running here, and so there is no connection") from None
 
 
 class ConnectionLogFilter(logging.Filter):

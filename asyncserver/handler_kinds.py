@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
+from asyncserver.checks import takes_one_argument
 from asyncserver.datagram import Datagram
 from asyncserver.errors import OptionError
 from asyncserver.lifecycle import Lifecycle
@@ -41,8 +42,8 @@ class HandlerKind:
     classes: str | None
     """The public class that handler classes extend, by name; None: functions only."""
 
-    servers: str
-    """Who calls such a handler."""
+    remedy: str
+    """What to do with such a handler where another kind is wanted."""
 
     @property
     def name(self) -> str:
@@ -56,14 +57,17 @@ class HandlerKind:
 
 
 STREAMS = HandlerKind(
-    Stream, "StreamHandler", "run(), serve() or Server, with an address such as tcp://127.0.0.1:9999"
+    Stream,
+    "StreamHandler",
+    "give it to run(), serve() or Server, with an address such as tcp://127.0.0.1:9999",
 )
 DATAGRAMS = HandlerKind(
     Datagram,
     "DatagramHandler",
-    "run_datagrams(), serve_datagrams() or DatagramServer, with an address such as udp://127.0.0.1:9999",
+    "give it to run_datagrams(), serve_datagrams() or DatagramServer,"
+    " with an address such as udp://127.0.0.1:9999",
 )
-SESSIONS = HandlerKind(Session, None, f"@sessions, and then to {DATAGRAMS.servers}")
+SESSIONS = HandlerKind(Session, None, f"mark it with @sessions, and {DATAGRAMS.remedy}")
 _KINDS = (STREAMS, DATAGRAMS, SESSIONS)
 
 CLASSES: dict[type, HandlerKind] = {}
@@ -141,7 +145,7 @@ def _check_methods(handler: Any, kind: HandlerKind) -> None:
     for name in ("setup", "handle", "finish"):
         if not inspect.iscoroutinefunction(getattr(handler, name)):
             raise _refused(handler, f"{name} is not async: write `async def {name}(self)`{where}")
-    if not _can_be_called_with_one(handler):
+    if not takes_one_argument(handler):
         raise _refused(
             handler,
             f"is called with one argument, the {kind.name}: write `def __init__(self, {kind.name})` and "
@@ -152,8 +156,11 @@ def _check_methods(handler: Any, kind: HandlerKind) -> None:
 def _what_to_do_with_class(handler: type, kind: HandlerKind) -> str:
     where = _place_of(handler)
     mine = _kind_of(handler)
+    if mine is SESSIONS:
+        remedy = "write `async def` (it takes the session), with @sessions above it"
+        return f"extends what @sessions makes: {remedy}{where}"
     if mine is not None:
-        return f"serves {_plural(mine)}, not {_plural(kind)}: give it to {mine.servers}{where}"
+        return f"serves {_plural(mine)}, not {_plural(kind)}: {mine.remedy}{where}"
     names = {each.__name__ for each in handler.__mro__}
     if "BaseRequestHandler" in names:
         wrapped = f"wrap it, compat.legacy({handler.__name__})"
@@ -169,16 +176,6 @@ def _what_to_do_with_class(handler: type, kind: HandlerKind) -> str:
     return f"has to {extend}, as every handler class{where}"
 
 
-def _can_be_called_with_one(handler: Callable[..., object]) -> bool:
-    try:
-        inspect.signature(handler).bind(object())
-    except ValueError:  # It does not say what it takes.
-        return True
-    except TypeError:
-        return False
-    return True
-
-
 # --- what is neither a class nor a function ---
 
 
@@ -192,7 +189,7 @@ def _what_to_do_with_object(handler: Any, kind: HandlerKind) -> str:
     if isinstance(handler, StepsHandler):
         return f"is an instance: give the class itself, {cls.__name__} and not {cls.__name__}(...)"
     if _kind_of(cls) is SESSIONS:
-        return f"is marked with @sessions, and serves no {_plural(kind)}: give it to {DATAGRAMS.servers}"
+        return f"is marked with @sessions, and serves no {_plural(kind)}: {DATAGRAMS.remedy}"
     if isinstance(handler, Lifecycle):
         return "is a server already: give it to run_server(), or await its serve()"
     if isinstance(handler, str) and re.match(r"[a-z+]+:(//|.*[/@])", handler):
@@ -283,7 +280,7 @@ def _check_annotation(handler: Any, parameter: inspect.Parameter, kind: HandlerK
         if annotation is other.takes and other is not kind:
             raise _refused(
                 handler,
-                f"takes a {annotation.__name__}, and is to serve {_plural(kind)}: give it to {other.servers}"
+                f"takes a {annotation.__name__}, and is to serve {_plural(kind)}: {other.remedy}"
                 f"{_place_of(handler)}",
             )
 

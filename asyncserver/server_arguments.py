@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from asyncserver.checks import check_seconds, similar
+from asyncserver.checks import check_seconds, similar, takes_one_argument
 from asyncserver.errors import OptionError
 
 __all__ = [
@@ -92,6 +92,8 @@ def checked_lifespan(lifespan: T) -> T:
         raise OptionError(
             "lifespan", lifespan, f"does not return an async context manager: {NEEDS_DECORATOR}"
         )
+    if not takes_one_argument(lifespan):
+        raise OptionError("lifespan", lifespan, "has to take one argument, the server")
     return lifespan
 
 

@@ -128,7 +128,7 @@ def test_server_serves_and_stops(block: Block, tmp_path: Path, certificates_here
     with program("server.py", cwd=tmp_path) as running:
         for port in dict.fromkeys(re.findall(r"127\.0\.0\.1\D{1,3}(\d+)", block.text)):
             path = tmp_path / f"{port}.sock"
-            wait_until_blocking(partial(is_there, path, running))
+            wait_until_blocking(partial(is_listening, path, running))
             connect(path, encrypted=f"tls+tcp://127.0.0.1:{port}" in block.text)
         assert running.stop() == -signal.SIGTERM
 
@@ -140,9 +140,11 @@ def on_unix_sockets(text: str) -> str:
     return text.replace("ThreadingTCPServer", "ThreadingUnixStreamServer")
 
 
-def is_there(path: Path, running: Program) -> bool:
+def is_listening(path: Path, running: Program) -> bool:
+    """Whether connections are taken there: a server of ``socketserver`` is bound before."""
     assert running.process.poll() is None
-    return path.exists()
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 def connect(path: Path, *, encrypted: bool) -> None:

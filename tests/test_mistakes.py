@@ -38,6 +38,7 @@ from asyncserver import (
     Limits,
     Server,
     Session,
+    SessionHandler,
     SocketOptions,
     Stream,
     StreamHandler,
@@ -45,6 +46,7 @@ from asyncserver import (
     TLSConfig,
     cli_commands,
     cli_process,
+    current_connection,
     ip_sockets,
     run,
     run_datagrams,
@@ -166,6 +168,10 @@ class Packets(DatagramHandler):
     async def handle(self) -> None: ...
 
 
+class OfSessions(SessionHandler):  # type: ignore[misc]
+    async def handle(self) -> None: ...
+
+
 class NoHandler:
     async def handle(self, stream: Stream) -> None: ...
 
@@ -250,7 +256,17 @@ HANDLERS = [
     Mistake(
         "session function", handler(sessions(takes_session)), "@sessions", "handler=", r"run_datagrams\(\)",
     ),
-    Mistake("no @sessions", lambda: run_datagrams(takes_session, UDP), "takes a Session", HERE, "@sessions"),
+    Mistake(
+        "no @sessions", lambda: run_datagrams(takes_session, UDP), "takes a Session", HERE,
+        r"mark it with @sessions, and give it to run_datagrams\(\)",
+    ),
+    Mistake(
+        "session class", lambda: run_datagrams(OfSessions, UDP), "extends what @sessions makes", HERE,
+        "write `async def`",
+    ),
+    Mistake(
+        "marked class", lambda: sessions(OfSessions), "extends what @sessions makes", HERE, "`async def`",
+    ),
     Mistake("stream class", lambda: run_datagrams(Chat, UDP), "serves streams", HERE, r"run\(\)"),
     Mistake(
         "stream function", lambda: run_datagrams(echo, UDP), "takes a Stream", HERE, r"give it to run\(\)",
@@ -391,6 +407,10 @@ OPTIONS = [
     Mistake(
         "no tls", lambda: Server(echo, TLS), f"is needed for {re.escape(TLS)}", "tls=None", r"TLSConfig\(",
         "Certificates and keys",
+    ),
+    Mistake(
+        "lifespan without the server", given(lifespan=contextlib.asynccontextmanager(no_argument)),
+        "has to take one argument", "lifespan=", "the server",
     ),
     Mistake("tls path", given(tls="a.pem"), "has to be a TLSConfig", "tls='a.pem'", "certificate='a.pem'"),
     Mistake("tls class", given(tls=TLSConfig), "has to be a TLSConfig", "tls=", "private_key='key.pem'"),
@@ -656,6 +676,11 @@ def test_certificate_that_has_expired(tmp_path: Path, caplog: pytest.LogCaptureF
 TLS_CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
 
+def test_there_is_no_connection_outside_of_handlers() -> None:
+    with pytest.raises(LookupError, match="no handler of a Server is running here"):
+        current_connection()
+
+
 async def test_tls_without_an_address_for_it(caplog: pytest.LogCaptureFixture) -> None:
     """It is no error: handlers may call ``start_tls()``."""
     caplog.set_level(logging.INFO, "asyncserver")
@@ -911,7 +936,10 @@ COMMANDS = [
         "serve app:two {}", 2, "one argument", r"HANDLER: 'app:two' .*app\.py:\d+\)", "one stream is both",
     ),
     Command("serve app:Old {}", 2, "class of socketserver", "HANDLER: 'app:Old'", r"compat\.legacy\(Old\)"),
-    Command("serve app:packets {}", 2, "takes a Datagram", "HANDLER: 'app:packets'", "such as udp://"),
+    Command(
+        "serve app:packets {}", 2, "takes a Datagram", "HANDLER: 'app:packets'",
+        "streams: give it an address such as udp://",
+    ),
     Command("serve app:Packets {}", 2, "serves datagrams", "HANDLER: 'app:Packets'", "such as udp://127"),
     # what the module raises
     Command(

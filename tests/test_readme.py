@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples.programs import Program, program
-from tests.test_docs import REPOSITORY, blocks_of, is_there, on_unix_sockets
+from tests.test_docs import REPOSITORY, blocks_of, is_listening, on_unix_sockets
 from tests.waiting import wait_until_blocking
 
 README = REPOSITORY / "README.md"
@@ -59,7 +59,7 @@ def test_its_pictures_are_there() -> None:
 @contextmanager
 def serves(*arguments: str, at: Path, cwd: Path = REPOSITORY) -> Iterator[Program]:
     with program(*arguments, cwd=cwd) as running:
-        wait_until_blocking(partial(is_there, at, running), what=lambda: running.printed)
+        wait_until_blocking(partial(is_listening, at, running), what=lambda: running.printed)
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(10)
             client.connect(str(at))
