@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol, Unpack
 
@@ -108,15 +108,26 @@ def _leaks_looked_for(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("no_leaks")
 
 
+@contextmanager
+def _open_during(request: pytest.FixtureRequest) -> Generator[ExitStack]:
+    """What is closed after the test; notes for ``no_leaks`` that it has raised."""
+    try:
+        with ExitStack() as exits:
+            yield exits
+    except BaseException:
+        request.node.stash[_RAISED] = True
+        raise
+
+
 @pytest.fixture
-def native_server(_leaks_looked_for: None) -> Iterator[NativeServerFactory]:
+def native_server(request: pytest.FixtureRequest, _leaks_looked_for: None) -> Iterator[NativeServerFactory]:
     """Starts servers: ``native_server(handler)`` returns a ``Server`` that serves in a thread of its own.
 
     It takes what ``asyncserver.testing.serving()`` takes, and ``loop`` and ``timeout`` as
     ``serving_in_thread()`` does. At the end of the test the servers are closed, the last one first; what
     their handlers have raised is an error of the test's teardown.
     """
-    with ExitStack() as servers:
+    with _open_during(request) as servers:
 
         def start(
             handler: Handler,
@@ -132,9 +143,11 @@ def native_server(_leaks_looked_for: None) -> Iterator[NativeServerFactory]:
 
 
 @pytest.fixture
-def datagram_server(_leaks_looked_for: None) -> Iterator[DatagramServerFactory]:
+def datagram_server(
+    request: pytest.FixtureRequest, _leaks_looked_for: None
+) -> Iterator[DatagramServerFactory]:
     """Starts datagram servers, as ``native_server`` does; takes what ``serving_datagrams()`` takes."""
-    with ExitStack() as servers:
+    with _open_during(request) as servers:
 
         def start(
             handler: AnyDatagramHandler,
@@ -150,7 +163,7 @@ def datagram_server(_leaks_looked_for: None) -> Iterator[DatagramServerFactory]:
 
 
 @pytest.fixture
-def compat_server(_leaks_looked_for: None) -> Iterator[CompatServerFactory]:
+def compat_server(request: pytest.FixtureRequest, _leaks_looked_for: None) -> Iterator[CompatServerFactory]:
     """Starts servers made of ``socketserver``: ``compat_server(compat.ThreadingTCPServer, Handler)``.
 
     The class may be the standard library's as well. It is served on a free port or path, or at ``address``,
@@ -158,7 +171,7 @@ def compat_server(_leaks_looked_for: None) -> Iterator[CompatServerFactory]:
     test the servers are shut down and closed, which waits for their threads: clients have to be closed
     before.
     """
-    with ExitStack() as exits:
+    with _open_during(request) as exits:
 
         def start(server_class: Any, handler_class: Any, address: Any = None, **attributes: Any) -> Any:
             if attributes:
@@ -207,8 +220,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a descriptor, a thread or a child process behind; see ``leak_check()``.
 
     It looks when the servers of this plugin have ended; ask for it before fixtures of your own, so that it
-    looks when they have, too. A test that has raised (failed,
-    skipped, expected to fail) is not examined: what its traceback holds is no leak.
+    looks when they have, too. A test that has raised (failed, skipped, expected to fail), or whose servers
+    have raised at their end, is not examined: what the traceback holds is no leak.
     """
     check = leak_check()
     check.__enter__()

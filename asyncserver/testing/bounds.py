@@ -9,12 +9,15 @@ from typing import TypeVar
 
 from asyncserver import OptionError
 
-__all__ = ["TIMEOUT", "bounded", "check_timeout"]
+__all__ = ["TIMEOUT", "bounded", "check_timeout", "when_there_is_room"]
 
 T = TypeVar("T")
 
 TIMEOUT = 10.0
 """Seconds that an operation may take unless its caller says otherwise; only a failing test takes them."""
+
+# Seconds between two attempts at something for which the kernel has no room yet.
+_PAUSE = 0.001
 
 
 async def bounded(awaitable: Awaitable[T], seconds: float, what: str | Callable[[], str]) -> T:
@@ -27,6 +30,17 @@ async def bounded(awaitable: Awaitable[T], seconds: float, what: str | Callable[
         if not limit.expired():
             raise
         raise TimeoutError(f"waited {seconds:g} s for {what() if callable(what) else what}") from None
+
+
+async def when_there_is_room(attempt: Callable[[], object]) -> None:
+    """Make the attempt until it raises no ``BlockingIOError``: for what a loop cannot be told to wait for."""
+    while True:
+        try:
+            attempt()
+        except BlockingIOError:
+            await asyncio.sleep(_PAUSE)
+        else:
+            return
 
 
 def check_timeout(seconds: float) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
+import os
 import shutil
 import ssl
 import tempfile
@@ -152,13 +153,19 @@ def _trustme() -> Any:
 @functools.cache
 def _directory() -> Path:
     directory = tempfile.mkdtemp(prefix="certificates-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(_remove_in, os.getpid(), directory)
     return Path(directory)
+
+
+def _remove_in(process: int, directory: str) -> None:
+    """A child that was forked ends with the functions of its parent, too."""
+    if os.getpid() == process:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def write_file(name: str, content: bytes) -> Path:
     """A new file with this in it, which is there as long as the process."""
-    with _making:
-        path = _directory() / f"{next(_numbers)}-{name}"
+    with _making:  # A child that was forked counts on where its parent does, in the same directory.
+        path = _directory() / f"{os.getpid()}-{next(_numbers)}-{name}"
     path.write_bytes(content)
     return path

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from anyio import IncompleteRead
 
-from asyncserver.testing.bounds import TIMEOUT, bounded, check_timeout
+from asyncserver.testing.bounds import TIMEOUT, bounded, check_timeout, when_there_is_room
 from asyncserver.testing.certificates import default_authority
 from asyncserver.testing.targets import Place, Target, locate
 
@@ -177,7 +177,11 @@ class Client(_Conversation):
         return self
 
     async def _connect(self, place: Place) -> None:
-        connecting = asyncio.get_running_loop().sock_connect(self.sock, place.sockaddr)
+        if place.family == _UNIX:
+            # Linux says EAGAIN where the server's queue is full; loops take that for "under way", wrongly.
+            connecting = when_there_is_room(functools.partial(self.sock.connect, place.sockaddr))
+        else:
+            connecting = asyncio.get_running_loop().sock_connect(self.sock, place.sockaddr)
         await bounded(connecting, self.timeout, f"a connection to {place}")
 
     @property
@@ -222,6 +226,9 @@ class TLSClient(_Conversation):
     """A client that speaks TLS over a ``Client``, step by step: TLS is done in memory.
 
     So a test decides what goes over the wire when: nothing, half a handshake, plain text in between.
+
+    What is encrypted has to be sent, or TLS is broken: what a ``send()`` that timed out or was cancelled has
+    left goes before whatever is sent next.
     """
 
     def __init__(self, client: Client, context: ssl.SSLContext, server_hostname: str | None) -> None:
@@ -236,6 +243,7 @@ class TLSClient(_Conversation):
         )
         """What tells about the session: ``version()``, ``selected_alpn_protocol()``, ``getpeercert()``."""
         self._decrypted = b""
+        self._unsent = bytearray()
 
     @classmethod
     async def connect(
@@ -273,6 +281,7 @@ class TLSClient(_Conversation):
             try:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
+                await self._flush()
                 await self._exchange()
             else:
                 await self._flush()
@@ -330,12 +339,10 @@ class TLSClient(_Conversation):
             self._incoming.write(unread)
 
     def _flush_now(self) -> None:
-        data = self._outgoing.read()
-        try:
-            while data:
-                data = data[self.client.sock.send(data) :]
-        finally:
-            self._outgoing.write(data)
+        """Raises ``BlockingIOError`` where there is no room; what was not sent is kept."""
+        self._unsent += self._outgoing.read()
+        while self._unsent:
+            del self._unsent[: self.client.sock.send(self._unsent)]
 
     def reset(self) -> None:
         """As ``Client.reset()``."""
@@ -346,15 +353,16 @@ class TLSClient(_Conversation):
         self.client.close()
 
     async def _exchange(self) -> None:
-        await self._flush()
+        if self._outgoing.pending:
+            with suppress(BlockingIOError):  # There may be room only when the server has sent what it has.
+                self._flush_now()
         data = await self.client._receive(65_536)  # pyright: ignore[reportPrivateUsage]
         if not data:
             raise ConnectionAbortedError("the server has closed the connection")
         self._incoming.write(data)
 
     async def _flush(self) -> None:
-        if self._outgoing.pending:
-            await self.client._send(self._outgoing.read())  # pyright: ignore[reportPrivateUsage]
+        await when_there_is_room(self._flush_now)
 
 
 @functools.cache

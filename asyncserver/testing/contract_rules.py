@@ -103,13 +103,15 @@ async def _end(a: Watched, b: Watched) -> None:
 @rule(BYTE_STREAM_RULES, half_close=True)
 async def _half_close(a: Watched, b: Watched) -> None:
     async with TaskGroup() as group:
-        early = random.Random(5).randbytes(20_000)
-        group.create_task(b.send(early))
+        early = random.Random(5).randbytes(50_000)
+        group.create_task(send_each(b, *cut(early)))
         got = await read(a, 10, 10)
+        rest = group.create_task(read(a, len(early) - 10, 7))
+        await settle()
         group.create_task(send_and_finish(a, b"question"))
         compare(await read_all(b), b"question", f"received by {b}")
         what = f"received by {a} around its send_eof()"
-        compare(got + await read(a, len(early) - 10), early, what)
+        compare(got + await rest, early, what)
         group.create_task(send_and_finish(b, b"answer"))
         compare(await read_all(a), b"answer", what)
 

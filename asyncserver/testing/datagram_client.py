@@ -6,18 +6,16 @@ import asyncio
 import socket
 import sys
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, ClassVar, Self
 
-from asyncserver.testing.bounds import TIMEOUT, bounded, check_timeout
+from asyncserver.testing.bounds import TIMEOUT, bounded, check_timeout, when_there_is_room
 from asyncserver.testing.places import short_directory
 from asyncserver.testing.targets import Target, locate
 
 __all__ = ["DatagramClient"]
 
 _LARGEST = 65_536
-
-# Seconds between two attempts to send an empty packet where there is no room.
-_PAUSE = 0.001
 
 
 class DatagramClient:
@@ -97,14 +95,8 @@ class DatagramClient:
     async def _send(self, packet: bytes) -> None:
         if packet:
             await asyncio.get_running_loop().sock_sendall(self.sock, packet)
-            return
-        while True:  # The loop takes "nothing left to send" for "sent".
-            try:
-                self.sock.send(packet)
-            except BlockingIOError:
-                await asyncio.sleep(_PAUSE)
-            else:
-                return
+        else:  # The loop takes "nothing left to send" for "sent".
+            await when_there_is_room(partial(self.sock.send, packet))
 
     async def receive(self) -> bytes:
         """The next packet; it may be empty."""

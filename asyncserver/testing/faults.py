@@ -19,11 +19,12 @@ server that cannot be connected to is one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -70,7 +71,7 @@ async def byte_at_a_time(
     Returns what came. For code that takes what one ``receive()`` returns for a message.
     """
     async with await Client.connect(target) as client:
-        with suppress(ConnectionError):
+        with _whether_reset_or_not():
             await client.send_slowly(data, pause)
             client.half_close()
         return await _read(client, seconds)
@@ -133,7 +134,7 @@ async def connect_and_vanish(target: Target) -> None:
 async def half_close(target: Target, data: bytes = _MESSAGE, *, seconds: float = 0.5) -> bytes:
     """Send a message and the end, and read for at most ``seconds``; returns what came."""
     async with await Client.connect(target) as client:
-        with suppress(ConnectionError):
+        with _whether_reset_or_not():
             await client.send(data)
             client.half_close()
         return await _read(client, seconds)
@@ -163,7 +164,7 @@ async def garbage(target: Target, *, size: int = 4_096, seed: int = 0, seconds: 
     The same ``seed`` gives the same bytes.
     """
     async with await Client.connect(target) as client:
-        with suppress(ConnectionError):
+        with _whether_reset_or_not():
             await client.send(random.Random(seed).randbytes(size))
             client.half_close()
         return await _read(client, seconds)
@@ -177,11 +178,23 @@ async def crowd(target: Target, *, count: int = 50, seconds: float = 0.1) -> Non
         await asyncio.sleep(seconds)
 
 
+@contextmanager
+def _whether_reset_or_not() -> Generator[None]:
+    """Around sending and then the end, which after a reset is ENOTCONN: that is no ``ConnectionError``."""
+    try:
+        yield
+    except ConnectionError:
+        pass
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+
+
 async def _read(client: Client, seconds: float) -> bytes:
     """What comes until the end, or within the time."""
     received = bytearray()
     with suppress(ConnectionError, TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with _limit(client, seconds):
             while data := await client.receive():
                 received += data
     return bytes(received)
@@ -190,7 +203,7 @@ async def _read(client: Client, seconds: float) -> bytes:
 async def _stay(client: Client, seconds: float) -> str:
     """How the server ends the connection; what it sends meanwhile is read."""
     try:
-        async with asyncio.timeout(seconds):
+        async with _limit(client, seconds):
             while await client.receive():
                 pass
     except TimeoutError:
@@ -198,6 +211,12 @@ async def _stay(client: Client, seconds: float) -> str:
     except ConnectionError:
         return "reset"
     return "eof"
+
+
+def _limit(client: Client, seconds: float) -> asyncio.Timeout:
+    """For receiving so long, even if that is longer than one operation of a client may take."""
+    client.timeout += seconds
+    return asyncio.timeout(seconds)
 
 
 FAULTS: Mapping[str, Fault] = MappingProxyType(

@@ -322,6 +322,40 @@ def _raise_for(leaks: list[str]) -> None:
 # Tasks.
 
 
+class _TaskFactory:
+    """Notes where tasks are created, for all watches over a loop, and calls the factory that was there.
+
+    One for all, because they may end in any order.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.created_at: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self.watches: set[TaskWatch] = set()
+        self._loop = loop
+        self._before: Any = loop.get_task_factory()
+        loop.set_task_factory(self)
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _TaskFactory:
+        """The one that the loop has, or a new one."""
+        factory: Any = loop.get_task_factory()
+        return factory if isinstance(factory, cls) else cls(loop)
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        if self._before is None:
+            task = asyncio.Task(coroutine, loop=loop, **options)
+        else:
+            task = self._before(loop, coroutine, **options)
+        self.created_at[task] = _nearest_place_outside_asyncio()
+        return task
+
+    def stop(self, watch: TaskWatch) -> None:
+        """After the last watch the loop gets the factory back that it had, unless it has another one now."""
+        self.watches.discard(watch)
+        if not self.watches and self._loop.get_task_factory() is self:
+            self._loop.set_task_factory(self._before)
+
+
 class TaskWatch:
     """The tasks of one loop that are not done, and where they were created."""
 
@@ -329,24 +363,12 @@ class TaskWatch:
         """Until ``stop()`` the loop has a task factory that notes places, and calls the one before."""
         self._loop = loop
         self._before = asyncio.all_tasks(loop)
-        self._created_at: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-        self._factory = loop.get_task_factory()
-        loop.set_task_factory(self._create_task)
-
-    def _create_task(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
-    ) -> asyncio.Task[Any]:
-        factory: Any = self._factory
-        if factory is None:
-            task = asyncio.Task(coroutine, loop=loop, **options)
-        else:
-            task = factory(loop, coroutine, **options)
-        self._created_at[task] = _nearest_place_outside_asyncio()
-        return task
+        self._factory = _TaskFactory.of(loop)
+        self._factory.watches.add(self)
 
     def stop(self) -> None:
-        """Give the loop the task factory back that it had."""
-        self._loop.set_task_factory(self._factory)
+        """Give the loop the task factory back that it had; with other watches, the last one does."""
+        self._factory.stop(self)
 
     async def leaks(self, patience: float = PATIENCE) -> list[str]:
         """Describe the tasks that are still there after at most ``patience`` seconds."""
@@ -362,7 +384,10 @@ class TaskWatch:
         return asyncio.all_tasks(self._loop) - self._before - {asyncio.current_task()}
 
     def _describe(self, task: asyncio.Task[Any]) -> str:
-        return f"task {task!r}, created at {self._created_at.get(task, 'a place that was not recorded')}"
+        return f"task {task!r}, created at {self._place_of(task)}"
+
+    def _place_of(self, task: asyncio.Task[Any]) -> str:
+        return self._factory.created_at.get(task, "a place that was not recorded")
 
 
 @asynccontextmanager

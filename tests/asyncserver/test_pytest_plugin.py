@@ -85,6 +85,25 @@ async def fail(stream):
 def test_handler_that_fails(native_server):
     assert ask(socket.AF_INET, ("127.0.0.1", native_server(fail).addresses[0].port)) == b""
 
+def test_handlers_that_fail_and_hold_something(no_leaks, native_server, datagram_server):
+    async def fail_packet(datagram):
+        KEPT.append(socket.socket())
+        raise KeyError("in the handler")
+
+    server = datagram_server(fail_packet)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"hello", ("127.0.0.1", server.addresses[0].port))
+        native_server(echo)
+
+def test_closing_that_fails(no_leaks, compat_server):
+    class Server(socketserver.TCPServer):
+        def server_close(self):
+            super().server_close()
+            KEPT.append(socket.socket())
+            raise KeyError("at the end")
+
+    compat_server(Server, Handler)
+
 def test_wrong(native_server):
     native_server(echo, transport="sctp")
 
@@ -121,7 +140,7 @@ def test_fixtures(inner: pytest.Pytester) -> None:
 def test_mistakes(inner: pytest.Pytester) -> None:
     inner.makepyfile(TESTS + MISTAKES + "def test_end():\n    for each in KEPT: each.close()\n")
     result = run(inner, "-p", PLUGIN)
-    result.assert_outcomes(passed=4, failed=3, skipped=1, xfailed=1, errors=2)
+    result.assert_outcomes(passed=6, failed=3, skipped=1, xfailed=1, errors=4)
     lines = (
         "*ERROR at teardown of test_leak _*",
         "left behind:",

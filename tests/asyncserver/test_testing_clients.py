@@ -9,9 +9,9 @@ import socketserver
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +30,17 @@ from asyncserver import (
     current_connection,
 )
 from asyncserver.testing import Client, DatagramClient, TLSClient, certificates, serving, serving_datagrams
+from asyncserver.testing.bounds import when_there_is_room
 from asyncserver.testing.places import make_short_directory, short_directory
 from asyncserver.testing.targets import locate
 from tests.clients import LOOPBACK, echo
 from tests.datagrams import echo_datagram
-from tests.waiting import MS, wait_until, within
+from tests.processes import run_python
+from tests.waiting import MS, PATIENCE, stays, wait_until, within
 
 SHORT = 50 * MS
+
+MORE_THAN_THERE_IS_ROOM_FOR = bytes(range(256)) * 20_000
 
 TRANSPORTS = pytest.mark.parametrize("transport", ["tcp", "tls"])
 
@@ -120,6 +124,57 @@ async def test_half_closing_without_room_for_it() -> None:
             client.half_close()
             assert await client.receive_all() == b"the end"
     assert received == bytes(sent)
+
+
+async def sending_cut_short(client: TLSClient, how: str) -> None:
+    """More than there is room for, given up by its timeout or by a cancellation."""
+    sending = asyncio.create_task(client.send(MORE_THAN_THERE_IS_ROOM_FOR))
+    await wait_until(lambda: client._unsent)
+    if how == "cancellation":
+        sending.cancel()
+    with pytest.raises((TimeoutError, asyncio.CancelledError)):
+        await within(sending)
+    client.timeout = PATIENCE
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancellation"])
+@pytest.mark.parametrize("then", [b"and more", None], ids=["send", "half_close"])
+async def test_sending_that_was_cut_short_leaves_no_half_record(how: str, then: bytes | None) -> None:
+    may_read = asyncio.Event()
+    received = bytearray()
+
+    async def handler(stream: Stream) -> None:
+        await stream.send(b"hello")
+        await may_read.wait()
+        async for chunk in stream:
+            received.extend(chunk)
+        await stream.send(b"the end")
+
+    async with serving(handler, transport="tls+unix") as server:
+        async with await TLSClient.connect(server) as client:
+            client.timeout = SHORT if how == "timeout" else PATIENCE
+            await sending_cut_short(client, how)
+            assert await client.receive() == b"hello"
+            if then is None:
+                with pytest.raises(BlockingIOError):
+                    client.half_close()
+            may_read.set()
+            if then is not None:
+                await client.send(then)
+            await within(when_there_is_room(client.half_close))
+            assert await client.receive_all() == b"the end"
+    assert received == MORE_THAN_THERE_IS_ROOM_FOR + (then or b"")
+
+
+async def test_sending_and_receiving_at_once() -> None:
+    """What waits for room does not keep from receiving, without which there is none."""
+    async with serving(echo, transport="tls+unix") as server:
+        async with await TLSClient.connect(server) as client:
+            sending = asyncio.create_task(client.send(MORE_THAN_THERE_IS_ROOM_FOR))
+            await wait_until(lambda: client._unsent)
+            count = len(MORE_THAN_THERE_IS_ROOM_FOR)
+            assert await within(client.receive_exactly(count)) == MORE_THAN_THERE_IS_ROOM_FOR
+            await within(sending)
 
 
 def fill(client: TLSClient) -> tuple[int, bytes]:
@@ -276,6 +331,34 @@ async def test_connecting_and_handshakes_are_bounded() -> None:
                     await clients.enter_async_context(await Client.connect(address, timeout=SHORT))
 
 
+@pytest.fixture
+def full_queue() -> Iterator[tuple[str, socket.socket]]:
+    """The path of a Unix server to which nobody can connect before somebody is accepted, and its socket."""
+    with short_directory() as directory, ExitStack() as exits:
+        path = f"{directory}/server"
+        listener = exits.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                peer = exits.enter_context(socket.socket(socket.AF_UNIX))
+                peer.setblocking(False)
+                peer.connect(path)
+        yield path, listener
+
+
+async def test_connecting_where_the_queue_is_full(full_queue: tuple[str, socket.socket]) -> None:
+    path, listener = full_queue
+    with pytest.raises(TimeoutError, match=f"waited {SHORT:g} s for a connection to {path}"):
+        await Client.connect(f"unix:{path}", timeout=SHORT)
+    connecting = asyncio.create_task(Client.connect(f"unix:{path}", timeout=PATIENCE))
+    await stays(lambda: not connecting.done())
+    listener.accept()[0].close()
+    async with await within(connecting) as client:
+        await client.send(b"hello")
+
+
 async def test_waiting_for_a_packet_is_bounded() -> None:
     async def nothing(datagram: Datagram) -> None:
         pass
@@ -377,6 +460,28 @@ def test_one_authority_for_all_threads(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(make, range(4)))) == 1
+
+
+FORKING = """
+import os, sys
+from asyncserver.testing import certificates
+
+authority = certificates.authority()
+child = os.fork()
+files = authority.issue("localhost")
+if child == 0:
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+certificates.authority().client_context(files)
+print(files.certificate.parent)
+"""
+
+
+def test_a_forked_child_leaves_the_certificates_of_its_parent(tmp_path: Path) -> None:
+    """Those of before, and those of the same number as its own."""
+    status, output, errors = run_python(tmp_path, "-c", FORKING)
+    assert (status, errors) == (0, "")
+    assert not Path(output.strip()).exists()
 
 
 def test_without_trustme(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socketserver
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from asyncserver.testing import (
 )
 from tests.clients import complaints, echo
 from tests.datagrams import adds_up, echo_datagram
-from tests.waiting import MS, PATIENCE, wait_until, within
+from tests.waiting import MS, PATIENCE, stays, wait_until, within
 
 QUICK = 50 * MS
 """How long those faults last here that only wait."""
@@ -113,6 +115,47 @@ async def test_garbage() -> None:
         assert await faults.garbage(server, size=1_000, seed=1) != answer
         await faults.garbage(secure)
         assert await ends(secure) == {"handshake_failed": 1}
+
+
+class SlowToEnd(Client):
+    """Has been reset when it half-closes."""
+
+    async def send(self, data: bytes) -> None:
+        await super().send(data)
+        hung_up = select.poll()
+        hung_up.register(self.sock, 0)
+        await wait_until(lambda: hung_up.poll(0))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [partial(faults.byte_at_a_time, data=b"x"), faults.half_close, faults.garbage],
+    ids=["byte_at_a_time", "half_close", "garbage"],
+)
+async def test_a_reset_before_the_end(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(stream: Stream) -> None:
+        await stream.receive()
+        stream.abort()
+
+    monkeypatch.setattr(faults, "Client", SlowToEnd)
+    async with serving(handler) as server:
+        assert await fault(server) == b""
+
+
+@pytest.mark.parametrize(("receive", "result"), [(faults._stay, "eof"), (faults._read, b"the end")])
+async def test_waiting_longer_than_a_client_does(receive: Any, result: object) -> None:
+    may_end = asyncio.Event()
+
+    async def handler(stream: Stream) -> None:
+        await may_end.wait()
+        await stream.send(b"the end")
+
+    async with serving(handler) as server, await Client.connect(server) as client:
+        client.timeout = QUICK / 5
+        receiving = asyncio.create_task(receive(client, PATIENCE))
+        await stays(lambda: not receiving.done(), during=QUICK)
+        may_end.set()
+        assert await within(receiving) == result
 
 
 async def test_crowd() -> None:

@@ -156,6 +156,34 @@ async def test_tasks_that_were_left_behind() -> None:
     task.cancel()
 
 
+@pytest.mark.usefixtures("tasks_as_in_production")
+async def test_blocks_that_overlap_without_nesting() -> None:
+    loop = asyncio.get_running_loop()
+    first, second = task_leak_check(patience=IMPATIENT), task_leak_check(patience=IMPATIENT)
+    await first.__aenter__()
+    await second.__aenter__()
+    await first.__aexit__(None, None, None)
+    line = sys._getframe().f_lineno + 1
+    task = asyncio.create_task(asyncio.sleep(3_600))
+    with pytest.raises(LeakError, match=f", created at {__file__}:{line} in "):
+        await second.__aexit__(None, None, None)
+    assert loop.get_task_factory() is None
+    task.cancel()
+
+
+@pytest.mark.usefixtures("tasks_as_in_production")
+async def test_a_task_factory_that_was_set_in_the_block_stays() -> None:
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    loop = asyncio.get_running_loop()
+    async with task_leak_check():
+        loop.set_task_factory(factory)
+        async with task_leak_check():
+            assert loop.get_task_factory() is not factory
+    assert loop.get_task_factory() is factory
+
+
 async def test_the_task_factory_of_the_loop_goes_on_working() -> None:
     made: list[Any] = []
     loop = asyncio.get_running_loop()
