@@ -33,6 +33,7 @@ __all__ = [
     "RECEIVE_SIZE",
     "YIELD_BUDGET",
     "Channel",
+    "FileLock",
     "keep_memory",
 ]
 
@@ -84,6 +85,7 @@ class Channel(Steppable):
 
     __slots__ = (
         "_aborted",
+        "_alert",
         "_at_eof",
         "_attention",
         "_blocked",
@@ -167,8 +169,10 @@ class Channel(Steppable):
         self._send_waiters: list[asyncio.Future[None]] | None = None
         self._send_error: OSError | None = None
         self._send_closed = False
+        # What is left of TLS's closing alert, which OpenSSL takes for sent.
+        self._alert: bytes | None = None
         # Held while a file is being sent.
-        self._file_lock: asyncio.Lock | None = None
+        self._file_lock: FileLock | None = None
 
     # --- what is going on, for whoever looks after the connection ---
 
@@ -180,17 +184,27 @@ class Channel(Steppable):
     @property
     def idle(self) -> bool:
         """Whether a receive waits for the first byte of something, and nothing is left to be sent."""
-        return self._want > 0 and not self._partial and self._out is None
+        return self._want > 0 and not self._partial and self._out is None and not self._sends_file
+
+    @property
+    def _sends_file(self) -> bool:
+        return self._file_lock is not None and self._file_lock.locked()
 
     @property
     def unsent(self) -> int:
         """Bytes that were given to ``send`` and not yet taken by the kernel."""
-        return sum(map(len, self._out or ()))
+        behind = () if self._file_lock is None else self._file_lock.behind
+        return sum(map(len, self._out or ())) + sum(map(len, behind))
 
     @property
     def congested(self) -> bool:
         """Whether the kernel has refused bytes: the peer does not keep up, and more would pile up here."""
         return self._blocked
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it is the peer that has to take something before this side can go on sending."""
+        return self._blocked and not self._shaking_hands
 
     @property
     def aborted(self) -> bool:
@@ -626,6 +640,15 @@ class Channel(Steppable):
         """Give the peer up; what waits here raises ``BrokenResourceError`` because of ``error``."""
         self._break(error)
         self._reset_socket()
+
+
+class FileLock(asyncio.Lock):
+    """Held while a file is being sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind: list[bytes | memoryview] = []
+        """What was sent in the meantime, and follows the file."""
 
 
 class _TLSFace:

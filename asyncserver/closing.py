@@ -61,7 +61,7 @@ class ClosingChannel(SendingChannel):
             self._receive_error = ClosedResourceError()
             self._wake_receiver()
         self._flush()
-        all_is_said = (self._at_eof or seconds <= 0) and self._out is None
+        all_is_said = (self._at_eof or seconds <= 0) and self._out is None and not self._alert
         if all_is_said and (self._tls is None or send_close_notify(self._tls)):
             return  # The common case: the peer has closed and has everything.
         if seconds <= 0:
@@ -78,6 +78,8 @@ class ClosingChannel(SendingChannel):
             timer.cancel()
 
     async def _half_close(self) -> None:
+        if self._tls is not None:
+            await self._send_alert(self._tls)
         while self._tls is not None and not self._closed and not send_close_notify(self._tls):
             await self._wait_until_writable()
         if self.closed:

@@ -278,7 +278,7 @@ class Ending:
         busy = not stream.receiving
         if received != self._seen_received or sent != self._seen_sent or busy or self._was_busy:
             self._quiet_since = now
-        if not stream.unsent:
+        if not stream.stalled:
             self._send_since = math.inf
         elif sent != self._seen_sent or self._send_since == math.inf:
             self._send_since = now
@@ -289,7 +289,7 @@ class Ending:
         timeouts = self._host.timeouts
         stream = self.stream
         since_start = now - self._handler_started
-        if timeouts.send is not None and stream.unsent and now - self._send_since >= timeouts.send:
+        if timeouts.send is not None and stream.stalled and now - self._send_since >= timeouts.send:
             return "send", timeouts.send, CloseReason.SEND_TIMEOUT
         if timeouts.handler is not None and since_start >= timeouts.handler:
             return "handler", timeouts.handler, CloseReason.HANDLER_TIMEOUT
@@ -345,7 +345,7 @@ class Ending:
         if timeouts.idle is not None:
             delays.append(timeouts.idle / 8)
         if timeouts.send is not None:
-            delays.append(timeouts.send / (8 if self.stream.unsent else 4))
+            delays.append(timeouts.send / (8 if self.stream.stalled else 4))
         if timeouts.handler is not None:
             delays.append(self._handler_started + timeouts.handler - now)
         if timeouts.first_byte is not None and not self.stream.bytes_received:

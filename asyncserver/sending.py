@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from anyio import BrokenResourceError, ClosedResourceError
 
-from asyncserver.channel import EXHAUSTED, ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET
+from asyncserver.channel import EXHAUSTED, ITEM_COST, RECEIVE_SIZE, YIELD_BUDGET, FileLock
 from asyncserver.checks import as_bytes
 from asyncserver.receiving import ReceivingChannel
 from asyncserver.tls_handshake import closing_alert
@@ -79,9 +79,10 @@ class SendingChannel(ReceivingChannel):
             item if isinstance(item, bytes) else as_bytes(item, "send_many()") for item in items
         ]
         self._check_sending()
-        if self._file_lock is not None:
+        if self._file_lock is not None and self._file_lock.locked():
+            self._file_lock.behind += buffers
             await self._wait_for_file(self._file_lock)
-        if buffers:
+        elif buffers:
             self._out = [*(self._out or ()), *buffers]
             self._weigh()
         if self._out_size >= self._settings.pressure:
@@ -122,6 +123,8 @@ class SendingChannel(ReceivingChannel):
         self._send_closed = True
         self._budget = self._grant = 0
         await self._wait_until_sent(0)
+        while self._shaking_hands and not self._closed:
+            await self._wait_for_change()
         if self._send_error is not None or self._closed:
             self._check_sending()
         try:
@@ -143,9 +146,14 @@ class SendingChannel(ReceivingChannel):
             await asyncio.sleep(_SCARCE_DELAY)
             if self._closed:
                 raise ClosedResourceError
-        while alert:
+        self._alert = alert
+        await self._send_alert(tls)
+
+    async def _send_alert(self, tls: ssl.SSLSocket) -> None:
+        """Send what is left of the closing alert; the closing does so where ``send_eof()`` was cancelled."""
+        while self._alert:
             try:
-                alert = alert[socket.socket.send(tls, alert) :]
+                self._alert = self._alert[socket.socket.send(tls, self._alert) :]
             except BlockingIOError:
                 await self._wait_until_writable()
                 if self._closed:
@@ -185,7 +193,7 @@ class SendingChannel(ReceivingChannel):
             raise ValueError(f"offset={offset}, count={count}: cannot be negative")
         self._check_sending()
         if self._file_lock is None:
-            self._file_lock = asyncio.Lock()
+            self._file_lock = FileLock()
         async with self._file_lock:
             self._check_sending()
             self._budget = self._grant = 0  # So that whoever sends has a look at the lock.
@@ -195,10 +203,21 @@ class SendingChannel(ReceivingChannel):
             finally:
                 if self._send_error is None and not self._send_closed and not self._closed:
                     self._grant = YIELD_BUDGET
+                    self._send_behind(self._file_lock)
+
+    def _send_behind(self, lock: FileLock) -> None:
+        """What was given to ``send()`` while a file was being sent; also if nobody waits for that any more."""
+        if lock.behind:
+            self._out = [*(self._out or ()), *lock.behind]
+            lock.behind = []
+            self._weigh()
+            self._flush_soon()
 
     async def _send_file(self, file: IO[bytes], offset: int, count: int | None) -> int:
         descriptor = _descriptor(file)
         sent = 0
+        if descriptor is not None and file.writable():
+            await asyncio.to_thread(file.flush)  # What was written may not be in the file yet.
         if descriptor is not None and self._tls is None and hasattr(os, "sendfile"):
             try:
                 return await self._send_by_kernel(descriptor, offset, count)

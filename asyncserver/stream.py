@@ -151,6 +151,7 @@ class Stream(LendingChannel, SocketStream):
         finally:
             self._shaking_hands = self._blocked = False
         self._flush()
+        self._wake_senders()
 
     def _wrap_socket(
         self, context: ssl.SSLContext, server_side: bool, server_hostname: str | None

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import logging
 import ssl
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -665,6 +666,46 @@ async def test_a_peer_that_never_reads() -> None:
         assert not connection.stream.unsent
         with pytest.raises(ConnectionResetError):
             await client.receive_all()
+
+
+@pytest.mark.allow_blocking("os.sendfile")
+@pytest.mark.parametrize("secure", [False, True])
+async def test_a_peer_that_never_reads_a_file(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, *, secure: bool
+) -> None:
+    async def handler(stream: Stream) -> None:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(100 << 20)
+            await stream.send_file(file)
+
+    address = "tls+tcp://127.0.0.1:0" if secure else "tcp://127.0.0.1:0"
+    timeouts = Timeouts(send=100 * MS)
+    async with (
+        Server(handler, address, timeouts=timeouts, tls=server_context if secure else None) as server,
+        await Client.connect(server, receive_buffer=4_096) as client,
+    ):
+        if secure:
+            await TLSClient(client, client_context, "localhost").handshake()
+        assert await reasons(server) == [CloseReason.SEND_TIMEOUT]
+
+
+async def test_a_sender_that_waits_for_the_lent_socket_is_not_the_peers_fault() -> None:
+    send = 50 * MS
+
+    async def handler(stream: Stream) -> None:
+        async with stream.blocking_socket():
+            sending = asyncio.create_task(stream.send(b"x"))
+            await wait_until(lambda: stream.unsent)
+            await stays(lambda: not stream.closed, during=4 * send)
+        await sending
+
+    async with (
+        local_server(handler, timeouts=Timeouts(send=send)) as server,
+        await Client.connect(server) as client,
+    ):
+        assert await client.receive_all() == b"x"
+        client.close()
+        assert await reasons(server) == [CloseReason.HANDLER_RETURNED]
 
 
 async def test_a_peer_that_reads_slowly_is_not_given_up() -> None:

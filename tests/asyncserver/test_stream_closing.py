@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import socket
 import ssl
@@ -135,6 +136,41 @@ async def test_our_end_without_descriptors_ends_with_the_stream() -> None:
             stream.abort()
             with pytest.raises(ClosedResourceError):
                 await within(ending)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "overtaken"])
+async def test_our_end_that_waits_for_room_is_sent_by_the_closing(how: str) -> None:
+    """OpenSSL takes the alert for sent; what the kernel has not taken of it is not lost."""
+    async with connected("tls-unix", buffer_sizes=10_000) as (stream, _):
+        count = await fill(stream)
+    async with connected("tls-unix", buffer_sizes=10_000) as (stream, peer):
+        for _ in range(count):
+            await stream.send(b"x")
+            await within(stream.flush())
+        ending = asyncio.create_task(stream.send_eof())
+        await wait_until(lambda: stream.stalled)
+        if how == "cancelled":
+            ending.cancel()
+            await asyncio.wait([ending])
+        closing = asyncio.create_task(stream.aclose())
+        assert await within(peer.receive_all()) == b"x" * count  # It raises if the alert is missing.
+        peer.close()
+        await within(closing)
+        if how == "overtaken":
+            await within(ending)
+
+
+async def fill(stream: Stream) -> int:
+    """Send single bytes until the kernel takes no more; returns how many it has taken."""
+    for count in itertools.count():
+        await stream.send(b"x")
+        flushing = asyncio.create_task(stream.flush())
+        await turns(5)
+        if not flushing.done():
+            flushing.cancel()
+            await asyncio.wait([flushing])
+            return count
+    raise AssertionError
 
 
 async def collect(stream: Stream, got: bytearray) -> None:

@@ -16,7 +16,7 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError
 
 from tests.streams import KINDS, Peer, connected, turns
-from tests.waiting import within
+from tests.waiting import wait_until, within
 
 CONTENT = random.Random(1).randbytes(300_000)
 
@@ -33,10 +33,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _named_temporary_file() -> IO[bytes]:
+def _named_temporary_file(*, flushed: bool) -> IO[bytes]:
     file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - the caller closes it
-    file.write(CONTENT)
-    file.flush()
+    file.write(CONTENT[:-5])
+    file.write(CONTENT[-5:])
+    if flushed:
+        file.flush()
     return file  # type: ignore[return-value]
 
 
@@ -48,7 +50,8 @@ SOURCES: dict[str, Callable[[Path], IO[bytes]]] = {
     "file": lambda path: path.open("rb"),
     "unbuffered file": lambda path: path.open("rb", buffering=0),
     "file for reading and writing": lambda path: path.open("r+b"),
-    "temporary file": lambda _: _named_temporary_file(),
+    "temporary file": lambda _: _named_temporary_file(flushed=True),
+    "file that is not written yet": lambda _: _named_temporary_file(flushed=False),
     "memory": lambda _: io.BytesIO(CONTENT),
     "gzip": lambda _: _compressed(),
 }
@@ -155,6 +158,41 @@ async def test_what_others_send_is_not_mixed_in(kind: str, in_memory: bool, file
             CONTENT[:100_000], b"", 1
         ) == b"chat" * (20 * 3 * 2)
         assert await within(stream.send(b"then")) is None
+
+
+@all_kinds
+async def test_what_is_sent_meanwhile_is_sent_although_its_sender_is_cancelled(
+    kind: str, file: IO[bytes]
+) -> None:
+    async with connected(kind, buffer_sizes=20_000) as (stream, peer):
+        sending = asyncio.create_task(stream.send_file(file))
+        await turns(2)
+        behind = asyncio.create_task(stream.send(b"behind it"))
+        await turns(2)
+        assert stream.unsent >= 9
+        behind.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await behind
+        assert await received(peer, len(CONTENT) + 9) == CONTENT + b"behind it"
+        assert await within(sending) == len(CONTENT)
+        assert not stream.unsent
+
+
+@all_kinds
+async def test_a_stream_that_sends_a_file_is_not_idle(kind: str, file: IO[bytes]) -> None:
+    """Also where the kernel sends it, and nothing of it is here."""
+    async with connected(kind, buffer_sizes=20_000) as (stream, peer):
+        sending = asyncio.create_task(_send_for_ever(stream, file))
+        receiving = asyncio.create_task(stream.receive())
+        await wait_until(lambda: stream.receiving and stream.stalled)
+        assert not stream.idle
+        sending.cancel()
+        reading = asyncio.create_task(peer.receive_all())
+        await wait_until(lambda: stream.idle)
+        await stream.send_eof()
+        await within(reading)
+        receiving.cancel()
+        await asyncio.wait([sending, receiving])
 
 
 @all_kinds

@@ -217,6 +217,20 @@ async def test_a_handshake_that_is_cancelled() -> None:
         assert stream.closed
 
 
+async def test_our_end_in_the_handshake_waits_for_it() -> None:
+    async with connected() as (stream, peer):
+        upgrading = asyncio.create_task(stream.start_tls(SERVER_CONTEXT))
+        await turns(5)
+        ending = asyncio.create_task(stream.send_eof())
+        await turns(5)
+        assert not ending.done()
+        tls = await within(upgraded(peer))
+        await within(asyncio.gather(upgrading, ending))
+        assert await within(tls.receive_all()) == b""
+        await tls.send(b"late")
+        assert await within(stream.receive()) == b"late"
+
+
 @pytest.mark.parametrize("close", ["abort", "aclose"])
 async def test_closing_in_the_handshake(close: str) -> None:
     async with connected() as (stream, peer):
