@@ -8,9 +8,13 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+from anyio import ClosedResourceError
+
+from asyncserver.endpoints import UnixEndpoint
 from asyncserver.limits import Limits, TokenBucket
 from asyncserver.listener import Listener
-from asyncserver.peers import peer_credentials, peer_key
+from asyncserver.peers import PeerCredentials, peer_credentials, peer_key
+from asyncserver.stream import Stream
 
 try:
     import resource
@@ -55,9 +59,7 @@ class Admission:
         """Obey other limits from now on; connections that are open stay."""
         self.limits = limits
         self._most = _within_descriptors(limits.max_connections)
-        rate = limits.accept_rate
-        now = self._loop.time()
-        self._bucket = None if rate is None else TokenBucket(rate, limits.accept_burst, now)
+        self._bucket = _bucket_for(limits, self._bucket, self._loop.time())
         self._resume_rate()
         self._hold_back()
 
@@ -90,6 +92,17 @@ class Admission:
         family = sock.family
         credentials = peer_credentials(sock) if family == _AF_UNIX else None
         return peer_key(family, sockaddr, credentials)
+
+    def count_for_peer(self, stream: Stream) -> str | None:
+        """Count a connection that was admitted without a key, if there is a limit per peer now.
+
+        Returns its key, for ``discharge``.
+        """
+        if self.limits.max_connections_per_peer is None:
+            return None
+        key = _key_of_open(stream)
+        self._per_peer[key] = self._per_peer.get(key, 0) + 1
+        return key
 
     def admit(self, key: str | None) -> str | None:
         """Count a connection that was accepted; None, or the name of the limit that it exceeds.
@@ -138,6 +151,29 @@ class Admission:
         self.close()
         for listener in self._listeners:
             listener.resume("rate")
+
+
+def _bucket_for(limits: Limits, bucket: TokenBucket | None, now: float) -> TokenBucket | None:
+    if limits.accept_rate is None:
+        return None
+    if bucket is None:
+        return TokenBucket(limits.accept_rate, limits.accept_burst, now)
+    bucket.change(limits.accept_rate, limits.accept_burst, now)
+    return bucket
+
+
+def _key_of_open(stream: Stream) -> str:
+    peer = stream.peer
+    if isinstance(peer, UnixEndpoint):
+        return peer_key(socket.AF_UNIX, peer.path, _credentials_of_open(stream))
+    return peer_key(socket.AF_INET6 if ":" in peer.host else socket.AF_INET, peer)
+
+
+def _credentials_of_open(stream: Stream) -> PeerCredentials | None:
+    try:
+        return stream.peer_credentials
+    except ClosedResourceError:  # Aborted or given away, but its handler goes on.
+        return None
 
 
 def _within_descriptors(wanted: int | None) -> int | None:

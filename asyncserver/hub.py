@@ -133,7 +133,12 @@ class Hub:
         self._admission.update(limits)
         self.settings.send_limit = limits.send_buffer
         self.settings.receive_limit = limits.receive_buffer
+        if self._newcomer_timer is not None:
+            self._newcomer_timer.cancel()
+            self._watch_newcomers_later()
         for connection in self.connections:
+            if connection.admission_key is None:
+                connection.admission_key = self._admission.count_for_peer(connection.stream)
             connection.look_again()
 
     def tell_all_to_end(self, reason: CloseReason) -> None:
@@ -177,6 +182,7 @@ class Hub:
         # The wheel ends with the last connection, or has one to give up that a cancelled aclose() has left.
         if self._newcomer_timer is not None:
             self._newcomer_timer.cancel()
+            self._newcomer_timer = None
         farewells = list(self._farewells)
         for task in farewells:
             task.cancel()
@@ -228,10 +234,15 @@ class Hub:
         if len(self.connections) > self._peak:
             self._peak = len(self.connections)
         if self._newcomer_timer is None:
-            self._newcomer_timer = self.loop.call_later(self._newcomer_delay(), self._watch_newcomers)
+            self._watch_newcomers_later()
         connection.start()
         if self._told_to_end is not None:
             connection.tell_to_end(self._told_to_end)
+
+    def _watch_newcomers_later(self) -> None:
+        # In the server's context: the one here may be that of a handler which has changed the timeouts.
+        delay, context = self._newcomer_delay(), self.context
+        self._newcomer_timer = self.loop.call_later(delay, self._watch_newcomers, context=context)
 
     def _newcomer_delay(self) -> float:
         shortest = self.timeouts.shortest

@@ -100,7 +100,8 @@ class Limits:
 @names_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """How long a server waits, in seconds. Can be changed while it runs, for new and old connections.
+    """How long a server waits, in seconds. Can be changed while it runs, for new and old connections; only
+    a handshake, a grace or a linger that has begun goes on with the length that it had.
 
     One coarse timer watches all connections: a deadline is noticed up to a third of its length
     (at least 50 ms) late, and never early.
@@ -184,15 +185,29 @@ class TokenBucket:
 
     def __init__(self, rate: float, burst: int | None, now: float) -> None:
         self._rate = rate
-        self._burst = float(burst if burst is not None else max(1, math.ceil(rate)))
+        self._burst = _burst_of(rate, burst)
         self._tokens = self._burst
         self._filled_at = now
 
+    def change(self, rate: float, burst: int | None, now: float) -> None:
+        """Go on with another rate and the tokens that are there: a change is no quiet time."""
+        self._fill(now)
+        self._rate = rate
+        self._burst = _burst_of(rate, burst)
+        self._tokens = min(self._burst, self._tokens)
+
     def take(self, now: float) -> float:
         """Take a token at time ``now``: returns 0.0, or the seconds until there is one to take."""
-        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
-        self._filled_at = now
+        self._fill(now)
         if self._tokens >= 1.0:
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / self._rate
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+
+
+def _burst_of(rate: float, burst: int | None) -> float:
+    return float(burst if burst is not None else max(1, math.ceil(rate)))

@@ -206,7 +206,7 @@ class SendingChannel(ReceivingChannel):
                     self._send_behind(self._file_lock)
 
     def _send_behind(self, lock: FileLock) -> None:
-        """What was given to ``send()`` while a file was being sent; also if nobody waits for that any more."""
+        """What was given to ``send()`` during a file follows it, also if nobody waits for that any more."""
         if lock.behind:
             self._out = [*(self._out or ()), *lock.behind]
             lock.behind = []

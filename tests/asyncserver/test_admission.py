@@ -16,12 +16,14 @@ from asyncserver import (
     OptionError,
     Server,
     Stream,
+    TCPAddress,
     Timeouts,
     current_connection,
 )
 from asyncserver import admission as admission_module
+from asyncserver import hub as hub_module
 from asyncserver.admission import Admission
-from tests.clients import Client, complaints, connect_many, echo, local_server
+from tests.clients import Client, complaints, connect_many, echo, ignore_cancellation, local_server
 from tests.waiting import MS, stays, wait_until, within
 
 pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
@@ -34,6 +36,11 @@ def close_all(clients: list[Client]) -> None:
 
 async def has(server: Server, count: int) -> None:
     await wait_until(lambda: len(server.connections) == count, what=lambda: f"{count}: {server.statistics()}")
+
+
+def per_peer(server: Server) -> dict[str, int]:
+    assert server._hub is not None
+    return server._hub._admission._per_peer
 
 
 # max_connections.
@@ -192,8 +199,7 @@ async def test_users_are_the_peers_of_a_unix_socket(tmp_path: Path) -> None:
             assert await first.ask(b"x") == b"x"
             async with await Client.connect(server) as second:
                 assert await second.ended() == "eof"
-            assert server._hub is not None
-            assert list(server._hub._admission._per_peer) == [f"uid:{os.getuid()}"]
+            assert list(per_peer(server)) == [f"uid:{os.getuid()}"]
 
 
 async def test_nothing_is_kept_of_peers_that_are_gone() -> None:
@@ -202,8 +208,109 @@ async def test_nothing_is_kept_of_peers_that_are_gone() -> None:
             async with await Client.connect(server, source=f"127.0.0.{last}") as client:
                 await client.ask(b"x")
         await has(server, 0)
-        assert server._hub is not None
-        assert not server._hub._admission._per_peer
+        assert not per_peer(server)
+
+
+async def test_a_limit_per_peer_counts_those_who_came_before_it() -> None:
+    async with local_server() as server:
+        clients = [await Client.connect(server, source="127.0.0.1") for _ in range(3)]
+        await has(server, 3)
+        server.update(max_connections_per_peer=2)
+        async with await Client.connect(server, source="127.0.0.1") as refused:
+            assert await refused.ended() == "eof"
+        async with await Client.connect(server, source="127.0.0.2") as other:
+            assert await other.ask(b"x") == b"x"
+            for client in clients:
+                assert await client.ask(b"x") == b"x"
+            while len(clients) > 1:
+                clients.pop().close()
+            await has(server, 2)
+            async with await Client.connect(server, source="127.0.0.1") as again:
+                assert await again.ask(b"x") == b"x"
+        close_all(clients)
+        await has(server, 0)
+        assert server.statistics().rejected == 1
+        assert not per_peer(server)
+
+
+async def test_a_limit_per_peer_that_is_turned_off_and_on_again_counts_right() -> None:
+    async with local_server(limits=Limits(max_connections_per_peer=5)) as server:
+        clients = await connect_many(server, 3)
+        await has(server, 3)
+        for expected in (4, 5):
+            server.update(max_connections_per_peer=None)
+            clients.pop(0).close()
+            await has(server, expected - 2)
+            clients += await connect_many(server, 2)
+            await has(server, expected)
+            for _ in range(2):
+                server.update(max_connections_per_peer=5)
+            assert per_peer(server) == {"127.0.0.1": expected}
+        async with await Client.connect(server) as refused:
+            assert await refused.ended() == "eof"
+        close_all(clients)
+        await has(server, 0)
+        assert not per_peer(server)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("tcp://127.0.0.1:0", "127.0.0.1"),
+        ("tcp://[::1]:0", "::1"),
+        ("tcp://[::]:0?dual_stack=1", "127.0.0.1"),
+        ("unix:{directory}/s", None),
+    ],
+)
+async def test_a_peer_is_the_same_before_and_after_the_limit(
+    address: str, host: str | None, tmp_path: Path
+) -> None:
+    async with local_server(echo, address.format(directory=tmp_path)) as server:
+        target = server.addresses[0]
+        if isinstance(target, TCPAddress):
+            target = TCPAddress(host, target.port)
+        async with await Client.connect(target):
+            await has(server, 1)
+            server.update(max_connections_per_peer=2)
+            async with await Client.connect(target) as second:
+                assert await second.ask(b"x") == b"x"
+                assert list(per_peer(server).values()) == [2]
+            await has(server, 1)
+        await has(server, 0)
+        assert not per_peer(server)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "unix:{directory}/s"])
+@pytest.mark.parametrize("part", ["abort", "detach", "lend"])
+async def test_a_limit_per_peer_finds_connections_without_a_socket(
+    address: str, part: str, tmp_path: Path
+) -> None:
+    parted, until = asyncio.Event(), asyncio.Event()
+
+    async def handler(stream: Stream) -> None:
+        if part == "lend":
+            async with stream.blocking_socket():
+                parted.set()
+                await until.wait()
+        elif part == "detach":
+            with stream.detach():
+                parted.set()
+                await until.wait()
+        else:
+            parted.set()
+            await ignore_cancellation(until)
+
+    timeouts = Timeouts(linger=0)
+    async with local_server(handler, address.format(directory=tmp_path), timeouts=timeouts) as server:
+        async with await Client.connect(server):
+            await within(parted.wait())
+            if part == "abort":
+                next(iter(server.connections)).abort()
+            server.update(max_connections_per_peer=1)
+            assert list(per_peer(server).values()) == [1]
+            until.set()
+            await has(server, 0)
+            assert not per_peer(server)
 
 
 class TestCounting:
@@ -238,7 +345,7 @@ class TestCounting:
         admission = await self.make()
         assert admission.key_of(None, None) is None  # type: ignore[arg-type]
 
-    async def test_a_limit_that_comes_later_counts_from_then_on(self) -> None:
+    async def test_those_who_were_counted_for_nobody_may_end_at_any_time(self) -> None:
         admission = await self.make()
         admission.attach(())
         assert [admission.admit(None) for _ in range(5)] == [None] * 5
@@ -289,6 +396,43 @@ async def test_an_accept_that_finds_nobody_costs_nothing() -> None:
             assert await clients[-1].ask(b"x") == b"x"
         assert server.statistics().accepted == 5
         close_all(clients)
+
+
+async def test_a_change_lets_no_other_burst_in() -> None:
+    async with local_server(limits=Limits(accept_rate=0.001, accept_burst=3)) as server:
+        clients = await connect_many(server, 8)
+        (listener,) = server.listeners
+        await wait_until(lambda: listener.paused == {"rate"})
+        for change in [{"idle": 100}, {"accept_burst": 4}, {"accept_burst": None}, {"accept_rate": 0.002}]:
+            server.update(**change)
+            await wait_until(lambda: listener.paused == {"rate"})
+        assert server.statistics().accepted == 3
+        close_all(clients)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "left"),
+    [
+        (Limits(accept_rate=0.001, accept_burst=5), Limits(accept_rate=0.001, accept_burst=5), 3),
+        (Limits(accept_rate=0.001, accept_burst=5), Limits(accept_rate=0.002, accept_burst=5), 3),
+        (Limits(accept_rate=0.001, accept_burst=5), Limits(accept_rate=0.001, accept_burst=9), 3),
+        (Limits(accept_rate=0.001, accept_burst=5), Limits(accept_rate=0.001, accept_burst=2), 2),
+        (Limits(accept_rate=0.001, accept_burst=5), Limits(accept_rate=0.001), 1),
+        (Limits(), Limits(accept_rate=0.001, accept_burst=5), 5),
+    ],
+)
+async def test_what_a_change_leaves_of_the_burst(before: Limits, after: Limits, left: int) -> None:
+    admission = Admission(asyncio.get_running_loop(), before)
+    admission.attach(())
+    for _ in range(2):
+        assert admission.may_accept()
+        admission.admit(None)
+    admission.update(after)
+    for _ in range(left):
+        assert admission.may_accept()
+        admission.admit(None)
+    assert not admission.may_accept()
+    admission.close()
 
 
 # Changes while it runs.
@@ -361,6 +505,31 @@ async def test_buffers_of_open_connections() -> None:
             await wait_until(lambda: connection.stream.unsent > 0)
             await stays(lambda: connection.stream.unsent < 200_000, during=100 * MS)
             client.reset()
+
+
+async def test_shorter_timeouts_hold_for_those_who_come_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_NEWCOMER_SECONDS", 3_600.0)
+    async with local_server(timeouts=Timeouts(idle=None, send=None)) as server:
+        async with await Client.connect(server) as first:
+            await first.ask(b"x")
+            server.update(first_byte=50 * MS)
+            async with await Client.connect(server) as second:
+                assert await second.ended() == "eof"
+            assert await first.ask(b"x") == b"x"
+
+
+async def test_a_change_at_the_very_end_arms_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_NEWCOMER_SECONDS", 3_600.0)
+    async with local_server(timeouts=Timeouts(idle=None, send=None)) as server:
+        async with await Client.connect(server) as client:
+            await client.ask(b"x")
+        await has(server, 0)
+        hub = server._hub
+        assert hub is not None
+        assert hub._newcomer_timer is not None
+        await hub.close()
+        server.update(idle=1)
+        assert hub._newcomer_timer is None
 
 
 @pytest.mark.parametrize(

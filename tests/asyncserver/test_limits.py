@@ -126,3 +126,11 @@ class TestTokenBucket:
                 assert delay <= 1 / 3
                 now += max(delay, 1e-9)
         assert now == pytest.approx(999 / 3, rel=1e-6)
+
+    def test_a_change_keeps_the_tokens(self) -> None:
+        """Those of the time before it came at the old rate."""
+        bucket = TokenBucket(rate=10, burst=3, now=0.0)
+        assert [bucket.take(0.0) for _ in range(3)] == [0.0] * 3
+        bucket.change(1, 3, 0.2)
+        assert [bucket.take(0.2), bucket.take(0.2)] == [0.0, 0.0]
+        assert bucket.take(0.2) == pytest.approx(1.0)

@@ -292,7 +292,7 @@ async def test_serve_until_cancelled() -> None:
 async def test_the_function_serve(tmp_path: Path) -> None:
     path = f"{tmp_path}/s"
     serving = asyncio.ensure_future(serve(echo, f"unix:{path}", limits=Limits(max_connections=5)))
-    while not await files_in(tmp_path):
+    while "s" not in await files_in(tmp_path):
         await asyncio.sleep(POLL)
     async with await Client.connect(UnixAddress(path)) as client:
         assert await client.ask(b"x") == b"x"
