@@ -56,6 +56,7 @@ class Engine:
         self._executors: dict[Any, RequestExecutor] = {}
         self._refused: dict[str, str] = {}
         self._closed = False
+        self.has_children: bool = is_forking(server)
         weakref.finalize(server, _close_quietly, self._spare, self._executors)
 
     @property
@@ -84,7 +85,9 @@ class Engine:
             return
         waiter = self._spare.pop() if self._spare else LoopWaiter(loop_factory(loop_of(server)))
         try:
-            loop_turns = LoopTurns(server, waiter, self.exhaustion, self.executor, forever=forever)
+            loop_turns = LoopTurns(
+                server, waiter, self.exhaustion, self.executor, self.children, forever=forever
+            )
             self._closed = False
             with closing(loop_turns), self._registered(loop_turns):
                 yield loop_turns
@@ -127,7 +130,10 @@ class Engine:
                 return None
         if isinstance(spec, RequestExecutor):
             return spec
-        executor = self._executors.get(spec)
+        try:
+            executor = self._executors.get(spec)
+        except TypeError:  # It has no hash: a list, or another mistake.
+            return as_executor(spec, self._make_pool)
         if executor is None:
             executor = self._executors[spec] = as_executor(spec, self._make_pool)
         return executor
@@ -159,6 +165,15 @@ class Engine:
     def _make_pool(self, max_threads: int) -> ThreadPool:
         return ThreadPool(max_threads, name=type(self.server).__name__)
 
+    # --- children ---
+
+    def children(self, server: Any) -> set[int] | None:
+        """The processes that serve requests. What else has the name ``active_children`` is the program's."""
+        if not self.has_children:
+            return None
+        children: object = getattr(server, "active_children", None)
+        return children if isinstance(children, set) else None
+
     # --- the end ---
 
     def close(self) -> None:
@@ -171,9 +186,7 @@ class Engine:
                 _outside_loop(partial(_finish, waiter, cancel=not self._waits_for_requests()))
             self.jobs.wait()
             if not is_forking(server):
-                reap(
-                    getattr(server, "active_children", None), blocking=getattr(server, "block_on_close", True)
-                )
+                reap(self.children(server), blocking=getattr(server, "block_on_close", True))
         finally:
             _close_pools(self._executors)
 
@@ -188,13 +201,16 @@ def engine_of(server: Any) -> Engine:
     if engine is None:
         attributes: dict[str, Any] = server.__dict__
         engine = attributes.setdefault(_ENGINE, Engine(server))
+        if engine.server is not server:  # It is a copy, and has brought that of the original.
+            engine = attributes[_ENGINE] = Engine(server)
     return engine
 
 
 def existing_engine(server: Any) -> Engine | None:
     """The engine of a server that has needed it already."""
     attributes: dict[str, Any] = server.__dict__
-    return attributes.get(_ENGINE)
+    engine: Engine | None = attributes.get(_ENGINE)
+    return engine if engine is not None and engine.server is server else None
 
 
 def loop_of(server: Any) -> LoopName:
@@ -218,13 +234,20 @@ def check_options(server: Any) -> None:
     module: object = getattr(server.process_request, "__module__", None)  # None for some built-in methods.
     if not isinstance(module, str) or not module.startswith(_PACKAGE + "."):
         return
-    max_threads = getattr(server, "max_threads", None)
+    max_threads = _option(server, "max_threads")
     if max_threads is not None:
         check_max_threads(max_threads)
-        check_when_full(getattr(server, "when_full", "wait"))
-    spec = getattr(server, "request_executor", None)
+        check_when_full(_option(server, "when_full", "wait"))
+    spec = _option(server, "request_executor")
     if spec is not None:
         as_executor(spec, ThreadPool)
+
+
+def _option(server: Any, name: str, default: Any = None) -> Any:
+    value = getattr(server, name, default)
+    if isinstance(server, type) and hasattr(type(value), "__get__"):
+        return default  # A property: only a server has its value.
+    return value
 
 
 def start_request(server: Any, request: Any, client_address: Any) -> bool:
@@ -246,7 +269,7 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
             return True
         if not isinstance(turns, LoopTurns):
             executor.wait_for_room()  # Called by a loop of the program's own.
-    job = RequestJob(server, request, client_address, engine.jobs)
+    job = _Job(server, request, client_address, engine.jobs)
     try:
         if isinstance(turns, LoopTurns) and isinstance(executor, ThreadPool) and turns.may_put_off:
             turns.put_off(executor, job)
@@ -256,6 +279,17 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
         job.forget()
         raise
     return True
+
+
+class _Job(RequestJob):
+    """One that tells the engine of its child process."""
+
+    __slots__ = ()
+
+    def left_to(self, pid: int) -> None:
+        """See ``Job``."""
+        super().left_to(pid)
+        engine_of(self._server).has_children = True
 
 
 def _does_that_itself(server: Any, executor: RequestExecutor) -> bool:

@@ -116,7 +116,10 @@ class ChildProcesses(RequestExecutor):
         try:
             status = job.run_in_child()
         finally:
-            os._exit(status)
+            try:
+                os._exit(status)
+            finally:
+                os._exit(1)  # It was no status, or a signal came. No copy of the program may go on.
 
 
 class _Futures(RequestExecutor):
@@ -126,13 +129,29 @@ class _Futures(RequestExecutor):
         self._pool = pool
 
     def start(self, job: Job) -> None:
-        """Put it in the queue. When it is thrown out of there (``cancel_futures``), it has failed."""
+        """Put it in the queue. When it is thrown out of there, it has failed.
+
+        So it is with ``cancel_futures``, and when the threads cannot be made ready (``initializer``).
+        """
+        begun = False
+
+        def run() -> None:
+            nonlocal begun
+            begun = True
+            job.run()
 
         def on_end(future: concurrent.futures.Future[None]) -> None:
-            if future.cancelled():
-                job.fail(RuntimeError("the thread pool was shut down before the request was served"))
+            if not begun:
+                job.fail(_why_not_begun(future))
 
-        self._pool.submit(job.run).add_done_callback(on_end)
+        self._pool.submit(run).add_done_callback(on_end)
+
+
+def _why_not_begun(future: concurrent.futures.Future[None]) -> Exception:
+    error = None if future.cancelled() else future.exception()
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError("the thread pool was shut down before the request was served")
 
 
 def names_executor(server: Any) -> bool:

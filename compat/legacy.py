@@ -240,7 +240,8 @@ class _ChildSession(_Session):
         try:
             self._call()
         except SystemExit as exc:
-            return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+            # More bits than these nobody sees of a status, and the system may not take them.
+            return exc.code & 0xFF if isinstance(exc.code, int) else int(exc.code is not None)
         except Exception as exc:
             if not (isinstance(exc, OSError) and _is_gone(self._sock)):
                 logger.exception("a handler has failed in process %d", os.getpid())

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from asyncserver import OptionError
@@ -52,19 +53,21 @@ class ThreadPool(RequestExecutor):
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        # A signal handler may come in between anywhere in the main thread, use the pool itself, and raise.
+        # So the lock can be taken again by its owner, and what it guards is right at every call inside.
+        self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         self._room_waiters = 0
+        self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
-        self._threads = 0
         self._queue: deque[Job] = deque()
         self._drainer: _Worker | None = None
-        self._taken = threading.Event()
+        self._taken = threading.Lock()  # Released when they are. An Event has a lock that could stay locked.
         self._jobs_until_next_try = 0
         self._closed = False
 
     def __repr__(self) -> str:
-        busy = self._threads - len(self._idle)
+        busy = len(self._workers) - len(self._idle)
         return f"<ThreadPool {busy} of {self._max_threads} threads busy>"
 
     @property
@@ -101,7 +104,7 @@ class ThreadPool(RequestExecutor):
     @property
     def _free(self) -> int:
         """How many more jobs could be begun."""
-        return len(self._idle) + self._max_threads - self._threads - len(self._queue)
+        return len(self._idle) + self._max_threads - len(self._workers) - len(self._queue)
 
     def wait_for_room(self, timeout: float | None = None) -> bool:
         """See ``RequestExecutor``."""
@@ -127,47 +130,68 @@ class ThreadPool(RequestExecutor):
         """Give it to a thread; while all are busy, to the first that is not any more."""
         if self._pid != os.getpid():
             self._reset()
-        if not job.daemon:
-            _awaited.add(job)
-        with self._lock:
-            worker = self._assign(job)
-            if worker is None:
-                self._queue.append(job)
-                return
         try:
-            self._start_thread(worker)
+            if not job.daemon:
+                _awaited.add(job)
+            with self._lock:
+                worker = self._assign(job)
+                if worker is None:
+                    self._queue.append(job)
+                    return
+            self._rouse(worker)
         except BaseException:
-            _awaited.discard(job)
-            if not self._threads:
-                self.begin_all()  # Those who have relied on this thread are told as well.
+            self._forget(job)
+            if self._idle or not self._workers:
+                self.begin_all()  # For those who have relied on this thread.
             raise
 
     def _assign(self, job: Job) -> _Worker | None:
-        """To an idle thread, or to a new one, which has to be started then; None: all are busy.
+        """To an idle thread, or to a new one, which has to be roused then; None: all are busy.
 
         To be called with the lock held, or two who start jobs at the same time would get past the bound.
         """
         if self._idle:
-            worker = self._idle.pop()
-            worker.give(job)
+            worker = self._idle[-1]
+            worker.given = [job]
+            del self._idle[-1]  # Not pop(): as long as nothing is called, no signal handler comes in between.
             return worker
-        if self._threads >= self._max_threads:
+        if len(self._workers) >= self._max_threads:
             return None
-        self._threads += 1
-        return _Worker(self, job, self._idle_seconds)
+        worker = _Worker(self, job, self._idle_seconds)
+        self._workers.add(worker)
+        return worker
 
-    def _start_thread(self, worker: _Worker) -> None:
-        """Unless it has one."""
-        if worker.started:
-            return
-        try:
+    def _rouse(self, worker: _Worker) -> None:
+        """Have it begin with what it is given."""
+        if worker.lives:
+            worker.wake()
+        else:
             worker.start(f"{self._name}-{next(self._numbers)}")
-        except BaseException:
-            with self._lock:
-                self._threads -= 1
-                if self._drainer is worker:
-                    self._drainer = None
-            raise
+
+    def _take_back(self, job: Job) -> bool:
+        """Whether a worker had it, and had not begun; the worker is idle then, or gone if it was new."""
+        with self._lock:
+            for worker in list(self._workers):
+                if worker.give_back(job):
+                    self._unassign(worker)
+                    return True
+        return False
+
+    def _unassign(self, worker: _Worker) -> None:
+        if self._drainer is worker:
+            self._drainer = None
+        if not worker.lives:
+            self._workers.discard(worker)  # If it has a thread nevertheless, that ends at once.
+        elif worker not in self._idle:
+            self._idle.append(worker)
+
+    def _forget(self, job: Job) -> None:
+        """It could not be begun, or a signal handler has raised: whoever wanted it begun is told."""
+        with self._lock:
+            if not self._take_back(job):
+                with suppress(ValueError):
+                    self._queue.remove(job)
+        _awaited.discard(job)
 
     # --- many short jobs ---
     #
@@ -182,18 +206,22 @@ class ThreadPool(RequestExecutor):
             self._jobs_until_next_try -= 1
             self.start(job)
             return False
-        if not job.daemon:
-            _awaited.add(job)
-        with self._lock:
-            self._queue.append(job)
+        try:
+            if not job.daemon:
+                _awaited.add(job)
+            with self._lock:
+                self._queue.append(job)
+        except BaseException:
+            self._forget(job)
+            raise
         return True
 
     def settle(self) -> None:
         """Have the jobs that were put off begun; returns when they are, or a millisecond later."""
-        self._taken.clear()
+        self._taken.acquire(blocking=False)
         if self._drainer is None:
             self._begin_one(drains=True)
-        if self._queue and not self._taken.wait(_SETTLE_SECONDS):
+        if self._queue and not self._taken.acquire(timeout=_SETTLE_SECONDS) and self._queue:
             self._jobs_until_next_try = _JOBS_UNTIL_NEXT_TRY
             self.begin_all()
 
@@ -215,30 +243,39 @@ class ThreadPool(RequestExecutor):
 
     def _begin_one(self, *, drains: bool = False) -> bool:
         """Whether there was one, which is begun now or has failed, and a thread or room for another."""
-        with self._lock:
-            worker = self._assign(self._queue[0]) if self._queue else None
-            if worker is None:
-                return False
-            job = self._queue.popleft()
-            if drains:
-                self._drainer = worker
+        job: Job | None = None
         try:
-            self._start_thread(worker)
-        except RuntimeError as exc:  # The system gives no more threads.
-            _awaited.discard(job)
-            job.fail(exc)
+            with self._lock:
+                job = self._queue[0] if self._queue else None
+                worker = None if job is None else self._assign(job)
+                if worker is None:
+                    return False
+                del self._queue[0]
+                if drains:
+                    self._drainer = worker
+            self._rouse(worker)
+        except BaseException as exc:
+            if job is not None and self._take_back(job):
+                if isinstance(exc, RuntimeError):  # The system gives no more threads.
+                    self._forget(job)
+                    job.fail(exc)
+                    return True
+                self._put_back(job)
+            raise
         return True
+
+    def _put_back(self, job: Job) -> None:
+        with self._lock:
+            if job not in self._queue:
+                self._queue.appendleft(job)
 
     def close(self) -> None:
         """Let the idle threads end, and the busy ones when they are done; idempotent."""
         if self._pid != os.getpid():
             self._reset()
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            self._threads -= len(idle)
-        for worker in idle:
-            worker.give(None)
+        self._closed = True
+        for worker in list(self._idle):
+            worker.wake()  # It takes itself out of these: a signal handler may close in the midst of start().
 
     # --- what workers call ---
 
@@ -248,16 +285,16 @@ class ThreadPool(RequestExecutor):
             if self._queue and not worker.superfluous:
                 job = self._queue.popleft()
                 if not self._queue:
-                    self._taken.set()
+                    _release(self._taken)
                 return job
             if self._drainer is worker:
                 self._drainer = None
             was_full = self._free <= 0
-            if self._closed or self._threads > self._max_threads:
-                self._threads -= 1
+            self._idle.append(worker)
+            # close() takes no lock: either it finds the worker here, or it is seen here that it was called.
+            if self._closed or len(self._workers) > self._max_threads:
+                self._remove(worker)
                 worker.superfluous = True
-            else:
-                self._idle.append(worker)
             if self._room_waiters:
                 self._room.notify()
             has_room = self._free > 0
@@ -266,41 +303,57 @@ class ThreadPool(RequestExecutor):
                 listener()
         return None
 
-    def retire(self, worker: _Worker) -> bool:
-        """Whether the worker, which has waited in vain, may end."""
+    def retire(self, worker: _Worker, *, woken: bool) -> bool:
+        """Whether the worker, which has waited in vain or was woken for nothing, may end."""
         with self._lock:
-            if worker not in self._idle:
+            if worker not in self._idle or (woken and not self._closed):
                 return False
-            self._idle.remove(worker)
-            self._threads -= 1
+            self._remove(worker)
             return True
+
+    def _remove(self, worker: _Worker) -> None:
+        self._idle.remove(worker)
+        self._workers.discard(worker)
 
 
 class _Worker:
-    """One thread. Its job is handed over by a lock of its own, which wakes it and no other."""
+    """One thread. It is woken by a lock of its own, and no other with it.
+
+    The job that it is to begin with is in ``given``. The thread takes it out, or who has given it takes
+    it back: ``pop()`` is atomic, so one of them has it.
+    """
 
     def __init__(self, pool: ThreadPool, job: Job, idle_seconds: float) -> None:
         self._pool = pool
-        self._job: Job | None = job
+        self.given: list[Job] = [job]
         self._idle_seconds = idle_seconds
-        self._given = threading.Lock()
-        self._given.acquire()
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
         self.superfluous = False
-        self.started: bool = False
+        self.lives: bool = False
 
     def start(self, name: str) -> None:
-        self.started = True
         threading.Thread(target=self._live, name=name, daemon=True).start()
 
-    def give(self, job: Job | None) -> None:
-        """None: end."""
-        self._job = job
-        self._given.release()
+    def wake(self) -> None:
+        """Have it look what it is given; it may also be nothing."""
+        _release(self._asleep)
+
+    def give_back(self, job: Job) -> bool:
+        """Whether it was given this, and has not begun with it; it does not any more."""
+        return self.given == [job] and self._take() is job
+
+    def _take(self) -> Job | None:
+        try:
+            return self.given.pop()
+        except IndexError:
+            return None
 
     def _live(self) -> None:
-        job = self._job
+        pid = os.getpid()
+        job = self._take()
+        self.lives = True
         while job is not None:
-            self._job = None
             try:
                 contextvars.Context().run(job.run)
             except SystemExit:
@@ -312,15 +365,28 @@ class _Worker:
             finally:
                 _awaited.discard(job)
             del job  # And with it the request: an idle thread keeps nothing alive.
+            if os.getpid() != pid:
+                return  # The job has forked, and this is the child: the pool is the parent's, even its lock.
             job = self._pool.next_job(self)
             if job is None and not self.superfluous:
                 job = self._wait()
 
     def _wait(self) -> Job | None:
-        while not self._given.acquire(timeout=self._idle_seconds):
-            if self._pool.retire(self):
-                return None
-        return self._job
+        job = None
+        while job is None:
+            woken = self._asleep.acquire(timeout=self._idle_seconds)
+            job = self._take()
+            if job is None and self._pool.retire(self, woken=woken):
+                break
+        return job
+
+
+def _release(lock: threading.Lock) -> None:
+    """By another thread than the one that waits for it; perhaps by several."""
+    try:
+        lock.release()
+    except RuntimeError:
+        return  # It is released already.
 
 
 def check_max_threads(value: object) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from asyncserver import OptionError
 from compat.executors import Job, RequestExecutor, names_executor
 from compat.pool import ThreadPool
+from compat.stdlib import is_forking
 from compat.waiting import LoopWaiter
 from compat.watching import UnwatchableError
 
@@ -137,19 +138,21 @@ class LoopTurns:
         waiter: LoopWaiter,
         exhaustion: Exhaustion,
         executor: Callable[[Any], RequestExecutor | None],
+        children: Callable[[Any], set[int] | None],
         *,
         forever: bool,
     ) -> None:
         """``executor(server)`` gives what runs the requests; None where the class does that itself.
 
-        Raises ``ValueError`` where the server is closed, or its ``fileno()`` gives no number, as registering
-        it with a selector does.
+        ``children(server)`` gives the processes that serve some. Raises ``ValueError`` where the server is
+        closed, or its ``fileno()`` gives no number, as registering it with a selector does.
         """
         self._server = server
         self.waiter = waiter
         waiter.scarce = exhaustion.lasts
         self._exhaustion = exhaustion
         self._executor = executor
+        self._children = children
         self.forever = forever
         self._listened_to: RequestExecutor | None = None
         self._paused = False
@@ -195,7 +198,7 @@ class LoopTurns:
     def wait(self, timeout: float | None) -> bool:
         """See ``Turns``."""
         server = self._server
-        children = getattr(server, "active_children", None)
+        children = self._children(server)
         if children is not None and not self._has_room_for_child(children, timeout):
             return False
         if self._exhaustion.lasts and (delay := self._exhaustion.seconds_left) > 0:
@@ -296,11 +299,12 @@ class LoopTurns:
 
     def _reap(self) -> None:
         self.waiter.child_ended = False
-        collect = getattr(self._server, "collect_children", None)
-        if collect is not None:
-            collect()
+        server = self._server
+        if self.spares_children and is_forking(server):
+            server.collect_children()  # The program may have extended it.
         else:
-            reap(self._server.active_children, blocking=False)
+            # Not by that: with `max_children` it waits for any child, in the place of a request.
+            reap(self._children(server), blocking=False)
 
 
 def _check_descriptor(server: Any) -> None:

@@ -11,6 +11,7 @@ import time
 import weakref
 from asyncio import _set_running_loop  # pyright: ignore[reportPrivateUsage] - for event loops, documented
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from compat.deferring import signals_deferred
@@ -115,9 +116,9 @@ class LoopWaiter:
         timer = None
         if timeout is not None:
             timer = loop.call_later(timeout, self._stop) if timeout > 0 else loop.call_soon(self._stop)
-        if threading.current_thread() is threading.main_thread():
+        if self._takes_over_signals():
             self._wakeup_descriptor = signal.set_wakeup_fd(-1)
-            signal.set_wakeup_fd(self._wakeup_descriptor)
+            _put_back_wakeup(self._wakeup_descriptor)
         if self._woken:  # Before there was a loop to be woken.
             loop.call_soon(self._stop)
         if not self._had_tasks:
@@ -149,9 +150,13 @@ class LoopWaiter:
         return self._found
 
     def _may_lack_descriptors(self) -> bool:
-        """uvloop makes a pair of sockets each time that it is entered in the main thread."""
+        """For signals uvloop makes a pair of sockets each time that it is entered."""
+        return self.scarce or self._takes_over_signals()
+
+    def _takes_over_signals(self) -> bool:
+        """uvloop does in the main thread; asyncio leaves the program's wake-up descriptor alone."""
         in_main_thread = threading.current_thread() is threading.main_thread()
-        return self.scarce or (in_main_thread and type(self._loop).__module__ == "uvloop")
+        return in_main_thread and type(self._loop).__module__ == "uvloop"
 
     def prepare(self) -> None:
         """Make the loop, before a descriptor is asked for whose number it might get."""
@@ -164,8 +169,9 @@ class LoopWaiter:
         A signal handler has raised there, or uvloop has not got the descriptors for signals.
         """
         _set_running_loop(None)
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(self._wakeup_descriptor)
+        if self._takes_over_signals():
+            signal.set_wakeup_fd(-1)
+            _put_back_wakeup(self._wakeup_descriptor)
         self.abandon()
 
     def _on_request(self) -> None:
@@ -270,7 +276,8 @@ class LoopWaiter:
         self.tasks.discard(task)
         if not task.cancelled():
             error = task.exception()
-            if isinstance(error, Exception):  # The others have left the loop by themselves.
+            # SystemExit and KeyboardInterrupt have left the loop by themselves.
+            if error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt)):
                 # As when it ends a thread of its own: that is reported, and the server goes on.
                 message = "a request has ended with an exception that nobody has handled"
                 task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})
@@ -335,6 +342,15 @@ class LoopWaiter:
         if loop is not None:
             _inherited.append(loop)
             loop.is_closed = _yes  # type: ignore[method-assign]  # Or its finalizer would close it.
+
+
+def _put_back_wakeup(descriptor: int) -> None:
+    """Have signals written to the program's descriptor again, and to nothing where that is closed.
+
+    Whether the program wants to be warned of a full buffer cannot be asked; uvloop puts it back without, too.
+    """
+    with suppress(OSError, ValueError):
+        signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
 
 
 def _poll_for(fd: int) -> Callable[[int], Sequence[object]]:

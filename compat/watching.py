@@ -68,7 +68,7 @@ class EpollWatch:
     def set_request(self, fd: int | None) -> None:
         """See ``Watch``."""
         file = None if fd is None else _file_behind(fd)
-        if (fd, file) == (self._request, self._file):
+        if (fd, file) == (self._request, self._file) and self._still_watches(fd):
             return
         if self._request is not None:
             # If it was closed, and there is a duplicate, epoll goes on watching that (epoll(7)).
@@ -79,6 +79,16 @@ class EpollWatch:
                 if _file_behind(fd) == file:
                     self._epoll.register(fd, select.EPOLLIN)
                     self._request, self._file = fd, file
+
+    def _still_watches(self, fd: int | None) -> bool:
+        """A FIFO that was opened anew looks like the one before, and each epoll object like any other."""
+        if fd is None:
+            return True
+        try:
+            self._epoll.modify(fd, select.EPOLLIN)
+        except OSError:
+            return False
+        return fd not in self._children
 
     def add_child(self, fd: int) -> None:
         """See ``Watch``."""

@@ -6,8 +6,10 @@ import concurrent.futures
 import contextlib
 import os
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 import compat
 from asyncserver import OptionError
 from compat.defaults import DEFAULTS
+from compat.engine import engine_of
 from tests.compat.held import (
     NEVER,
     HeldClient,
@@ -27,7 +30,8 @@ from tests.compat.held import (
 )
 from tests.compat.support import LINUX, LOCAL, Client, InThread, serving
 from tests.leaks import child_processes
-from tests.waiting import MS, wait_until_blocking
+from tests.processes import run_python
+from tests.waiting import MS, PATIENCE, wait_until_blocking
 
 # Other threads exist while a test forks (those of pytest, if no others).
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -467,6 +471,33 @@ def test_pool_of_the_standard_library_that_drops_what_it_has_queued(loop_name: s
         assert other.rest() == b""
 
 
+def test_pool_of_the_standard_library_whose_threads_cannot_be_made_ready(loop_name: str) -> None:
+    """All that is in its queue then has failed, and ``server_close()`` does not wait for it."""
+
+    def no_database() -> None:
+        assert accepted.wait(PATIENCE)
+        raise OSError("no database")
+
+    def handle_error(server: Any, request: Any, client_address: Any) -> None:
+        errors[client_address] = sys.exception()
+
+    accepted = threading.Event()
+    errors: dict[object, BaseException | None] = {}
+    pool = concurrent.futures.ThreadPoolExecutor(1, initializer=no_database)
+    options = {"request_executor": pool, "handle_error": handle_error}
+    with server_of(compat.TCPServer, loop_name, **options) as server, contextlib.ExitStack() as stack:
+        stack.callback(engine_of(server).jobs.forget_all)  # Or it would wait for ever when the test fails.
+        with HeldClient(server) as one, HeldClient(server) as other:
+            for _ in range(2):
+                server.handle_request()
+            accepted.set()
+            InThread("closing", server.server_close).result()
+            assert [one.rest(), other.rest()] == [b"", b""]
+            assert set(errors) == {one.name, other.name}
+    assert all(isinstance(error, concurrent.futures.BrokenExecutor) for error in errors.values())
+    pool.shutdown()
+
+
 class Waiting(compat.StreamRequestHandler):
     """As ``Held``, for a server that knows nothing of it."""
 
@@ -587,6 +618,31 @@ def test_a_child_ends_with_its_request(loop_name: str) -> None:
                 wait_until_blocking(lambda: not child_processes())
         assert pid != os.getpid()
         assert len(places(server)) == 2
+
+
+ONE_CHILD = """
+import os, sys
+import compat
+
+class Job:
+    def run_in_child(self):
+        return eval(sys.argv[1])
+
+    def left_to(self, pid):
+        print("status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+try:
+    compat.ChildProcesses().start(Job())
+finally:
+    print("the program goes on", flush=True)
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize(("result", "status"), [("3", 3), ("2**40", 1), ("None", 1)])
+def test_a_child_ends_even_if_that_is_no_status(result: str, status: int, tmp_path: Path) -> None:
+    _, output, _ = run_python(tmp_path, "-c", ONE_CHILD, result)
+    assert output == f"status {status}\nthe program goes on\n"
 
 
 @needs_fork

@@ -486,10 +486,17 @@ async def test_half_closing(site: Site) -> None:
     assert not site.errors
 
 
-async def test_a_handler_begins_tls_itself(site: Site) -> None:
+@pytest.fixture
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a server and of a client."""
+    return authority().server_context(), authority().client_context()
+
+
+async def test_a_handler_begins_tls_itself(
+    site: Site, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
     """``wrap_socket()`` takes the descriptor away from the socket, as ``detach()`` does."""
-    context = await asyncio.to_thread(authority().server_context)
-    client_context = await asyncio.to_thread(authority().client_context)
+    context, client_context = contexts
     facade = compat.LegacyServer(Sockets)
     facade.context = context  # type: ignore[attr-defined]
     async with site.server(Sockets, facade=facade) as server, await site.connect(server) as client:
@@ -840,6 +847,25 @@ async def test_a_child_process_that_fails(site: Site, capfd: pytest.CaptureFixtu
         assert reason(server) == CloseReason.HANDLER_ERROR
     (error,) = site.errors
     assert "status 1" in str(error)
+
+
+class Exiting(compat.BaseRequestHandler):
+    """Ends with the status that the client asks for."""
+
+    def handle(self) -> None:
+        sys.exit(int(self.request.recv(100)))
+
+
+@pytest.mark.parametrize(("status", "seen"), [(3, 3), (-1, 255), (0xC000013A, 0x3A), (2**64 + 7, 7)])
+async def test_a_child_process_that_exits(site: Site, status: int, seen: int) -> None:
+    """With any number: the status is what a shell would see of it."""
+    async with site.server(Exiting, "fork") as server:
+        async with await site.connect(server) as client:
+            await client.send(b"%d" % status)
+            assert await receive_all(client) == b""
+        await wait_until(lambda: not server.connections)
+    (error,) = site.errors
+    assert str(error).endswith(f"status {seen}")
 
 
 @pytest.mark.parametrize("how", ["threads", "pool:2", "of concurrent.futures"])

@@ -558,7 +558,7 @@ def test_two_who_start_jobs_at_the_same_time_keep_to_the_bound() -> None:
         for starting in [InThread("starting", start, job) for job in jobs]:
             starting.result()
         wait_until_blocking(lambda: any(job.begun.is_set() for job in jobs))
-        assert pool._threads == 1
+        assert len(pool._workers) == 1
         first, second = sorted(jobs, key=lambda job: not job.begun.is_set())
         assert not second.begun.is_set()
         first.go_on.set()

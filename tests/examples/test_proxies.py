@@ -300,10 +300,16 @@ def place(server: Server) -> str:
     return f"127.0.0.1:{address.port}"
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])
-async def test_what_haproxys_checks_are_to_a_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def tls() -> TLSConfig:
     files = authority().server()
-    tls = TLSConfig(certificate=files.certificate, private_key=files.private_key)
+    return TLSConfig(certificate=files.certificate, private_key=files.private_key)
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_what_haproxys_checks_are_to_a_server(
+    tls: TLSConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "s"
     caplog.set_level(logging.INFO)
     async with (
