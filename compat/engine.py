@@ -171,8 +171,8 @@ class Engine:
         """The processes that serve requests. What else has the name ``active_children`` is the program's."""
         if not self.has_children:
             return None
-        children: object = getattr(server, "active_children", None)
-        return children if isinstance(children, set) else None
+        children: Any = getattr(server, "active_children", None)
+        return cast("set[int]", children) if isinstance(children, set) else None
 
     # --- the end ---
 
@@ -244,7 +244,7 @@ def check_options(server: Any) -> None:
 
 
 def _option(server: Any, name: str, default: Any = None) -> Any:
-    value = getattr(server, name, default)
+    value: object = getattr(server, name, default)
     if isinstance(server, type) and hasattr(type(value), "__get__"):
         return default  # A property: only a server has its value.
     return value
