@@ -271,6 +271,7 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
             executor.wait_for_room()  # Called by a loop of the program's own.
     job = _Job(server, request, client_address, engine.jobs)
     try:
+        job.begin()
         if isinstance(turns, LoopTurns) and isinstance(executor, ThreadPool) and turns.may_put_off:
             turns.put_off(executor, job)
         else:
@@ -278,6 +279,8 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
     except BaseException:
         job.forget()
         raise
+    finally:
+        job.begun_by = None
     return True
 
 

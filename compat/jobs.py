@@ -32,18 +32,22 @@ class JobCounter:
         Whoever begins to wait looks into the set after it has said so.
         """
         self._jobs.discard(job)
-        if self._waiting and not self._jobs:
+        if self._waiting:
             with self._none_is_left:
                 self._none_is_left.notify_all()
 
     def wait(self) -> None:
-        """Block until none is left. Raises ``RuntimeError`` in a thread that serves one of them."""
-        if any(job.thread == threading.get_ident() for job in list(self._jobs)):
+        """Block until none is left. Raises ``RuntimeError`` in a thread that serves one of them.
+
+        One that this very thread is about to begin is not waited for: a signal handler has come in between.
+        """
+        here = threading.get_ident()
+        if any(job.thread == here for job in list(self._jobs)):
             raise RuntimeError("cannot wait for the request that this thread serves")
         with self._none_is_left:
             self._waiting += 1
             try:
-                while self._jobs:
+                while self._jobs and any(job.begun_by != here for job in list(self._jobs)):
                     self._none_is_left.wait()
             finally:
                 self._waiting -= 1
@@ -58,7 +62,7 @@ class JobCounter:
 class RequestJob:
     """One request of one server: the hooks that serve it, in the order of the standard library."""
 
-    __slots__ = ("_address", "_counter", "_request", "_server", "daemon", "thread")
+    __slots__ = ("_address", "_counter", "_request", "_server", "begun_by", "daemon", "thread")
 
     def __init__(self, server: Any, request: Any, client_address: Any, counter: JobCounter) -> None:
         self._server = server
@@ -66,9 +70,21 @@ class RequestJob:
         self._address = client_address
         self._counter = counter
         self.thread: int | None = None
+        self.begun_by: int | None = None
         self.daemon: bool = bool(getattr(server, "daemon_threads", False))
-        if not self.daemon and getattr(server, "block_on_close", True):
-            counter.add(self)
+
+    def begin(self) -> None:
+        """Count it; this thread is about to have it served, and sets ``begun_by`` to None after that.
+
+        Not in the constructor: a signal handler may raise before its caller can ``forget()`` the job.
+        """
+        self.begun_by = threading.get_ident()
+        if not self.daemon and getattr(self._server, "block_on_close", True):
+            self._counter.add(self)
+
+    def forget(self) -> None:
+        """It could not be begun."""
+        self._counter.discard(self)
 
     def run(self) -> None:
         """See ``Job``."""
@@ -131,10 +147,6 @@ class RequestJob:
             server.active_children = none_yet
         server.active_children.add(pid)
         server.close_request(self._request)
-
-    def forget(self) -> None:
-        """It could not be begun."""
-        self._counter.discard(self)
 
 
 def _forget_all() -> None:

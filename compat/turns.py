@@ -175,8 +175,9 @@ class LoopTurns:
 
     def put_off(self, pool: ThreadPool, job: Job) -> None:
         """Have the job begun when no more requests are there; see ``ThreadPool.put_off()``."""
-        if pool.put_off(job):
-            self._unsettled = pool
+        before, self._unsettled = self._unsettled, pool  # First: a signal handler may raise after it.
+        if not pool.put_off(job):
+            self._unsettled = before
 
     def wake(self) -> None:
         """See ``Turns``."""

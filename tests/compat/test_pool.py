@@ -491,7 +491,7 @@ class FakeJob:
     """A job without a server."""
 
     daemon = True
-    thread = None
+    thread = begun_by = None
 
     def __init__(self) -> None:
         self.begun = threading.Event()
