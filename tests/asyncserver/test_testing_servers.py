@@ -216,9 +216,10 @@ async def test_who_sends_for_ever_does_not_keep_the_server() -> None:
     async def flood(client: Client) -> None:
         while True:
             await client.send(b"x")
+            await asyncio.sleep(0)  # Else it would send until the kernel's buffer is full, in each turn.
 
     async with AsyncExitStack() as exits:
-        async with serving(echo, transport="unix") as server:
+        async with serving(echo, transport="unix", timeouts=Timeouts(grace=0.1)) as server:
             client = await exits.enter_async_context(await Client.connect(server))
             flooding = asyncio.create_task(flood(client))
             await wait_until(lambda: server.statistics().bytes_received)

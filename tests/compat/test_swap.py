@@ -108,7 +108,7 @@ def test_where_socketserver_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_thread_safety() -> None:
-    threads, rounds = 8, 200
+    threads, rounds = 8, 50
     seen: set[int] = set()
     failures: list[BaseException] = []
     barrier = threading.Barrier(threads)
