@@ -163,7 +163,7 @@ class Sessions:
         session.task = task
         task.add_done_callback(_on_done, context=self._context)
         self.peak = max(self.peak, self.current)
-        if self._timer is None:
+        if len(self._sessions) == 1:  # The next look may be for those that linger, and much later.
             self._look_later()
         return session
 

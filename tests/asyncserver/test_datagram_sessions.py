@@ -294,21 +294,19 @@ async def test_flood_with_handlers_that_do_not_end(
 
 async def test_grace_and_then_cancellation(peers: Peers) -> None:
     """The grace counts also where the next look for quiet sessions is much later."""
-    told = 0.0
 
     async def handler(session: Session) -> None:
-        nonlocal told
         async for _ in session:
             pass
-        told = time.monotonic()
         await asyncio.Event().wait()
 
     async with serving(handler, max_sessions=1, session_idle=3600, grace=100 * MS) as server:
         peers.new(server).send(b"a")
         await wait_until(lambda: server.statistics().handled == 1)
+        begun = time.monotonic()
         peers.new(server).send(b"b")
         await wait_until(lambda: ended(server) == {SessionEnd.CANCELLED: 1})
-        assert 95 * MS <= time.monotonic() - told < 2 * SECOND
+        assert 95 * MS <= time.monotonic() - begun < 2 * SECOND
 
 
 async def test_stuck_ones_are_counted(peers: Peers) -> None:
@@ -543,9 +541,11 @@ async def test_drain_that_takes_longer_than_idle_and_grace(peers: Peers) -> None
             await session.send(datagram.data)
         await go_on.wait()
 
-    async with serving(handler, session_idle=20 * MS, grace=20 * MS) as server:
+    async with serving(handler) as server:
         await peers.new(server).ask(b"a")
         draining = asyncio.ensure_future(server.drain(60 * SECOND))
+        await wait_until(lambda: not server.ready)
+        server.update(session_idle=20 * MS, grace=20 * MS)
         await stays(lambda: not draining.done(), during=150 * MS)
         go_on.set()
         assert (await within(draining)).idle == 1
@@ -572,13 +572,12 @@ async def test_counts_of_a_drain(peers: Peers) -> None:
                 await go_on.wait()
             else:
                 await echo(session)
+                go_on.set()  # The drain has begun.
 
         async with serving(handler, grace=30 * MS, on_error=lambda *_: None) as server:
             for kind in (b"idle", b"idle", b"busy", b"slow", b"slow", b"slow", b"stubborn", b"fails"):
                 await peers.new(server).ask(kind)
             draining = asyncio.ensure_future(server.drain(300 * MS))
-            await wait_until(lambda: ended(server) == {SessionEnd.DRAINED: 2})
-            go_on.set()
             report = await within(draining)
             assert (report.idle, report.finished, report.cancelled, report.aborted) == (2, 1, 4, 1)
             assert not report.clean
@@ -661,13 +660,23 @@ async def test_fewer_sessions_from_now_on(peers: Peers, monkeypatch: pytest.Monk
         await wait_until(lambda: server.statistics().sessions == 3)
 
 
+async def test_who_lingers_does_not_make_the_next_idle_later(peers: Peers) -> None:
+    """The look for the end of the first one's grace is in minutes."""
+    async with serving(echo, session_idle=20 * MS, grace=3_600) as server:
+        for number in range(1, 4):
+            await peers.new(server).ask(b"a")
+            await wait_until(lambda number=number: ended(server) == {SessionEnd.IDLE: number})
+
+
 async def test_shorter_idle_from_now_on(peers: Peers) -> None:
     async with serving(say_goodbye, session_idle=3600.0) as server:
         peer = peers.new(server)
         await peer.ask(b"a")
         server.update(session_idle=20 * MS)
         assert await peer.receive(timeout=5 * SECOND) == b"idle"
+        server.update(session_idle=3600.0)
         await peer.ask(b"b")
+        server.update(session_idle=20 * MS)
         server.update(session_idle=3600.0)
         await stays(lambda: server.statistics().sessions == 1, during=100 * MS)
 
