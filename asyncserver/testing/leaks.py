@@ -29,6 +29,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -143,11 +144,15 @@ def _threads_but_those_of_loops() -> set[Hashable]:
 # Child processes.
 
 
-class Child(NamedTuple):
-    """A child process that nobody has waited for: it still runs, or it is a zombie."""
+@dataclass(frozen=True)
+class Child:
+    """A child process that nobody has waited for: it still runs, or it is a zombie.
+
+    The command does not count in a comparison: it changes when the process ends, and with ``execve(2)``.
+    """
 
     pid: int
-    command: str
+    command: str = field(compare=False)
 
     def __str__(self) -> str:
         return f"{self.pid} ({self.command})"

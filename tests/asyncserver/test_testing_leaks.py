@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -31,7 +32,7 @@ from asyncserver.testing import (
 )
 from tests.clients import echo
 from tests.conftest import LOOP_FACTORIES
-from tests.waiting import MS, PATIENCE, wait_until, within
+from tests.waiting import MS, PATIENCE, wait_until, wait_until_blocking, within
 
 IMPATIENT = 20 * MS
 
@@ -57,6 +58,20 @@ def forget_thread(kept: ExitStack) -> None:
 def forget_child(kept: ExitStack) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     kept.callback(child.wait)
+    # Popen() returns in the midst of the child's execve(2), when it has no command line yet.
+    wait_until_blocking(lambda: b"sleep(60)" in Path(f"/proc/{child.pid}/cmdline").read_bytes())
+
+
+def test_a_child_of_before_may_end_and_keeps_its_status() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "input(); raise SystemExit(3)"], stdin=subprocess.PIPE
+    ) as child:
+        with leak_check(patience=IMPATIENT):
+            assert child.stdin is not None
+            child.stdin.write(b"\n")
+            child.stdin.close()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert child.wait() == 3
 
 
 FORGOTTEN = pytest.mark.parametrize(
