@@ -83,7 +83,8 @@ class Engine:
                 with self._registered(SelectorTurns(server, selector)) as turns:
                     yield turns
             return
-        waiter = self._spare.pop() if self._spare else LoopWaiter(loop_factory(loop_of(server)))
+        spare = self._take_spare()
+        waiter = LoopWaiter(loop_factory(loop_of(server))) if spare is None else spare
         try:
             loop_turns = LoopTurns(
                 server, waiter, self.exhaustion, self.executor, self.children, forever=forever
@@ -113,8 +114,20 @@ class Engine:
             waiter.finish_tasks(cancel=not self._waits_for_requests())
         if (keep and not self._closed) or waiter.tasks:
             self._spare.append(waiter)
+            if self._closed:  # By another thread, which may have looked for it just before.
+                self._finish_spare()
         else:
             waiter.close()
+
+    def _take_spare(self) -> LoopWaiter | None:
+        try:
+            return self._spare.pop()
+        except IndexError:  # Another thread may have been quicker than a look at the length.
+            return None
+
+    def _finish_spare(self) -> None:
+        while (waiter := self._take_spare()) is not None:
+            _outside_loop(partial(_finish, waiter, cancel=not self._waits_for_requests()))
 
     # --- executors ---
 
@@ -181,9 +194,7 @@ class Engine:
         self._closed = True
         server = self.server
         try:
-            while self._spare:
-                waiter = self._spare.pop()
-                _outside_loop(partial(_finish, waiter, cancel=not self._waits_for_requests()))
+            self._finish_spare()
             self.jobs.wait()
             if not is_forking(server):
                 reap(self.children(server), blocking=getattr(server, "block_on_close", True))

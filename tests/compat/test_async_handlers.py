@@ -22,6 +22,7 @@ from anyio import BrokenResourceError, EndOfStream
 import compat
 from asyncserver import LoopName, Stream
 from compat import AsyncDatagramRequestHandler, AsyncStreamRequestHandler
+from compat.engine import engine_of
 from tests.certificates import authority
 from tests.clients import reset_at_close
 from tests.compat.support import ENTRIES, LINUX, Client, InThread, address_for, blocks, run_turns, serving
@@ -808,6 +809,24 @@ def test_closing_while_another_thread_serves(ending: str, loop_name: LoopName) -
                 each.result()
         outcome = "done" if ending.startswith("waits") else "cancelled"
         assert server.notes == [outcome, "finish", "shutdown_request"]
+
+
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if not ending.startswith("waits")])
+def test_closing_just_before_the_handlers_are_kept(ending: str, loop_name: LoopName) -> None:
+    """Then there is nothing to end yet, and the thread that has served ends them itself."""
+    with made(class_of("threading", "TCPServer"), Noted, loop_name, **ENDINGS[ending]) as server:
+
+        class Kept(list[Any]):
+            def append(self, waiter: Any) -> None:
+                InThread("closing", server.server_close).result()
+                super().append(waiter)
+
+        engine_of(server)._spare = Kept()
+        with Client(server) as client:
+            with serving(server, PATIENCE):
+                assert echoed(client)
+            assert client.receive() == b""
+        assert server.notes == ["cancelled", "finish", "shutdown_request"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
