@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -27,11 +29,24 @@ __all__ = [
     "connect_many",
     "echo",
     "ignore_cancellation",
+    "kept_port",
     "local_server",
     "reset_at_close",
 ]
 
 LOOPBACK = "tcp://127.0.0.1:0"
+
+
+@contextmanager
+def kept_port(*, dual_stack: bool = False) -> Iterator[int]:
+    """A port that servers may share, and that no test beside this one is given: bound, and not listening."""
+    family, host = (socket.AF_INET6, "::") if dual_stack else (socket.AF_INET, "127.0.0.1")
+    with socket.socket(family) as keeper:
+        if dual_stack:
+            keeper.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind((host, 0))
+        yield keeper.getsockname()[1]
 
 
 async def echo(stream: Stream) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockingError
 
+from asyncserver.testing.leaks import describe_thread
 from tests.leaks import BlockingCalls, LoopErrors, ProcessWatch, TaskWatch
-from tests.waiting import MS
+from tests.waiting import MS, wait_until_blocking
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -59,6 +60,7 @@ def test_watch_names_thread_and_where_it_is() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait, name="forgotten", daemon=True)
     thread.start()
+    wait_until_blocking(lambda: "in wait" in describe_thread(thread))
     try:
         (leak,) = watch.leaks(IMPATIENT)
     finally:
@@ -77,6 +79,8 @@ def test_watch_waits_for_thread_that_is_ending() -> None:
 def test_watch_names_running_child_and_ends_it() -> None:
     watch = ProcessWatch()
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    # Popen() returns in the midst of the child's execve(2), when it has no command line yet.
+    wait_until_blocking(lambda: b"sleep(60)" in Path(f"/proc/{child.pid}/cmdline").read_bytes())
     (leak,) = watch.leaks(IMPATIENT)
     assert leak.startswith(f"child process {child.pid} (")
     assert "time.sleep(60)" in leak

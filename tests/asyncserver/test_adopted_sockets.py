@@ -120,10 +120,10 @@ def test_unix_socket_whose_file_begins_with_at(
 @pytest.mark.skipif(not LINUX, reason="abstract names are Linux's")
 def test_abstract_unix_socket(stack: ExitStack) -> None:
     original = socket.socket(socket.AF_UNIX)
-    original.bind(b"\0asyncserver-adopted-\xff")
+    original.bind(b"\0asyncserver-adopted-%d-\xff" % os.getpid())
     adopted, address = adopt(original)
     stack.enter_context(adopted)
-    assert address == UnixAddress("@asyncserver-adopted-\udcff")
+    assert address == UnixAddress(f"@asyncserver-adopted-{os.getpid()}-\udcff")
 
 
 def test_options_of_connections_are_set(stack: ExitStack) -> None:

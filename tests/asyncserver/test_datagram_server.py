@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from asyncserver import (
     BindError,
     Datagram,
     DatagramLimits,
+    DatagramOptions,
     DatagramServer,
     DatagramTimeouts,
     DrainReport,
@@ -139,10 +141,18 @@ async def test_it_starts_and_stops_any_number_of_times() -> None:
 
 
 async def test_it_starts_again_at_the_same_port() -> None:
-    async with DatagramServer(echo_datagram, UDP) as server:
-        address = server.addresses[0]
-    again = DatagramServer(echo_datagram, address)  # type: ignore[arg-type]
-    for _ in range(3):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as keeper:
+        keeper.bind(("127.0.0.1", 0))
+        address = UDPAddress(*keeper.getsockname())
+        keeper.setblocking(False)
+        keeper.connect(keeper.getsockname())
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        await same_port(address)
+
+
+async def same_port(address: UDPAddress) -> None:
+    again = DatagramServer(echo_datagram, address, options=DatagramOptions(reuse_address=True))
+    for _ in range(4):
         async with again:
             assert again.addresses == (address,)
             await works(again)
@@ -234,10 +244,25 @@ async def test_serve_until_it_is_cancelled() -> None:
     assert not begun[0].ready
 
 
+def sockets_at_one_port(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """A port that is free for both: others on this machine have some that is free for one."""
+    while True:
+        stream = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        packets = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        with suppress(OSError):
+            packets.bind(stream.getsockname())
+            return stream, packets
+
+
 async def test_both_kinds_of_servers_in_one_loop() -> None:
-    async with Server(echo, "tcp://127.0.0.1:0") as streams:
-        port = streams.addresses[0].port  # type: ignore[union-attr]
-        async with serving(echo_datagram, f"udp://127.0.0.1:{port}") as server:
+    with ExitStack() as stack:
+        stream, packets = sockets_at_one_port(stack)
+        async with (
+            Server(echo, f"fd://{stream.detach()}") as streams,
+            serving(echo_datagram, f"fd://{packets.detach()}") as server,
+        ):
+            ports = {each.addresses[0].port for each in (server, streams)}  # type: ignore[union-attr]
+            assert len(ports) == 1
             await works(server)
             async with await Client.connect(streams) as client:
                 assert await client.ask(b"hello") == b"hello"

@@ -22,6 +22,7 @@ from asyncserver import (
     Stream,
     Timeouts,
     current_connection,
+    lifecycle,
 )
 from tests.certificates import authority
 from tests.clients import (
@@ -204,14 +205,27 @@ async def test_what_is_still_to_be_sent_is_sent() -> None:
         assert (await within(draining)).clean
 
 
-async def test_the_delay_goes_on_accepting() -> None:
+async def test_the_delay_is_waited_for() -> None:
+    async with local_server() as server:
+        started = time.monotonic()
+        await within(server.drain(delay=200 * MS))
+        assert time.monotonic() - started >= 200 * MS - 0.01
+
+
+async def test_the_delay_goes_on_accepting(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = asyncio.Event()
+
+    async def until_over(ended: asyncio.Event, seconds: float) -> None:
+        assert seconds == 200 * MS
+        await over.wait()
+
+    monkeypatch.setattr(lifecycle, "_wait_at_most", until_over)
     server = local_server()
     await server.start()
     ready = asyncio.ensure_future(server.wait_ready())
     await within(ready)
     async with await Client.connect(server) as before:
         await before.ask(b"x")
-        started = time.monotonic()
         draining = asyncio.ensure_future(server.drain(delay=200 * MS))
         await wait_until(lambda: not server.ready)
         assert server.addresses
@@ -219,9 +233,9 @@ async def test_the_delay_goes_on_accepting() -> None:
             assert await during.ask(b"hello") == b"hello"
             assert await before.ask(b"hello") == b"hello"
             assert not next(iter(server.connections)).draining
+            over.set()
             assert await within(asyncio.gather(follow(before), follow(during))) == [b"", b""]
     report = await within(draining)
-    assert time.monotonic() - started >= 200 * MS - 0.01
     assert counts(report) == (2, 0, 0, 0)
 
 

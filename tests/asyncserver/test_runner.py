@@ -26,6 +26,7 @@ from asyncserver import (
     run,
     run_server,
 )
+from tests.leaks import open_descriptors
 from tests.processes import LONG, PythonProcess, connect
 from tests.waiting import stays, wait_until_blocking
 
@@ -216,7 +217,6 @@ def test_program_closes_one_and_the_other_goes_on(loop_name: LoopName) -> None:
 
 def test_start_of_the_second_that_fails_closes_the_first(loop_name: LoopName, tmp_path: Path) -> None:
     values: list[str] = []
-    ports: list[int] = []
 
     @contextlib.asynccontextmanager
     async def lifespan(server: Server) -> AsyncIterator[None]:
@@ -227,21 +227,21 @@ def test_start_of_the_second_that_fails_closes_the_first(loop_name: LoopName, tm
     @contextlib.asynccontextmanager
     async def lifespan_of_the_second(server: Server) -> AsyncIterator[None]:
         assert first.ready
-        ports.append(first.addresses[0].port)  # type: ignore[union-attr]
         yield
 
     path = tmp_path / "app.sock"
     with socket.create_server(("127.0.0.1", 0)) as taken:
+        before = open_descriptors()
         first = Server(echo, ADDRESS, f"unix://{path}", lifespan=lifespan)
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         second = Server(echo, address, lifespan=lifespan_of_the_second)
         third = Server(echo, ADDRESS, lifespan=lifespan)
         with pytest.raises(BindError):
             run_server(first, second, third, loop=loop_name, on_ready=lambda *servers: pytest.fail("ready"))
+        assert open_descriptors() == before
     assert values == ["open", "closed"]
     assert not path.exists()
     assert not first.ready
-    socket.create_server(("127.0.0.1", ports[0])).close()
 
 
 def test_on_ready_that_raises_closes_all(loop_name: LoopName) -> None:

@@ -43,6 +43,7 @@ from tests.clients import (
     connect_many,
     echo,
     ignore_cancellation,
+    kept_port,
     local_server,
 )
 from tests.conftest import LOOP_FACTORIES
@@ -177,13 +178,12 @@ async def test_it_starts_and_stops_any_number_of_times() -> None:
 
 
 async def test_it_starts_again_at_the_same_port() -> None:
-    async with local_server() as server:
-        address = server.addresses[0]
-        await works(server)
-    again = local_server(echo, address)
-    for _ in range(3):
-        async with again, await Client.connect(again) as client:
-            await client.ask(b"x")
+    with kept_port() as port:
+        server = local_server(echo, f"tcp://127.0.0.1:{port}")
+        for _ in range(4):
+            async with server, await Client.connect(server) as client:
+                assert server.addresses == (TCPAddress("127.0.0.1", port),)
+                await client.ask(b"x")
 
 
 def test_it_starts_again_in_another_loop(loop_name: str) -> None:
@@ -274,15 +274,16 @@ async def test_ready() -> None:
 
 
 async def test_serve_until_cancelled() -> None:
-    server = local_server()
-    serving = asyncio.ensure_future(server.serve())
-    await within(server.wait_ready())
-    await works(server)
-    address = server.addresses[0]
-    serving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await serving
-    await nobody_listens(address)
+    with kept_port() as port:
+        server = local_server(echo, f"tcp://127.0.0.1:{port}")
+        serving = asyncio.ensure_future(server.serve())
+        await within(server.wait_ready())
+        await works(server)
+        address = server.addresses[0]
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        await nobody_listens(address)
     serving = asyncio.ensure_future(server.serve())
     await within(server.wait_ready())
     await within(server.aclose())
@@ -306,13 +307,9 @@ async def test_a_failed_start_leaves_nothing_bound(fails: str, tmp_path: Path) -
     def bad_context() -> Any:
         raise ValueError("no certificate today")
 
-    with socket.socket() as taken:
+    with socket.socket() as taken, kept_port() as port:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        free = socket.socket()
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
         bad = {
             "tcp": f"tcp://127.0.0.1:{taken.getsockname()[1]}",
             "unix": f"unix:{tmp_path}/no/such/directory",
@@ -696,12 +693,13 @@ async def test_a_lifespan_that_fails_at_the_end() -> None:
         yield
         raise ValueError("the database is gone")
 
-    server = local_server(lifespan=lifespan)
-    await server.start()
-    address = server.addresses[0]
-    with pytest.raises(ValueError, match="the database is gone"):
-        await server.aclose()
-    await nobody_listens(address)
+    with kept_port() as port:
+        server = local_server(echo, f"tcp://127.0.0.1:{port}", lifespan=lifespan)
+        await server.start()
+        address = server.addresses[0]
+        with pytest.raises(ValueError, match="the database is gone"):
+            await server.aclose()
+        await nobody_listens(address)
     await within(server.wait_closed())
     await server.start()
     with pytest.raises(ValueError, match="the database is gone"):

@@ -314,7 +314,8 @@ async def test_half_a_handshake_has_the_same_deadline(config: TLSConfig, trustin
         await Client.connect(server) as client,
     ):
         hello = TLSClient(client, trusting, "localhost").first_flight()
-        await client.send_slowly(hello[:3], 20 * MS)
+        with suppress(ConnectionError):  # On a busy machine the deadline may pass before the last byte.
+            await client.send_slowly(hello[:3], 20 * MS)
         await gone(server)
         assert server.statistics().closed == {CloseReason.HANDSHAKE_TIMEOUT: 1}
 

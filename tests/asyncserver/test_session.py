@@ -516,7 +516,7 @@ async def test_unreachable_reaches_the_session_that_it_concerns(
         gone, other = peers.new(server), peers.new(server)
         await gone.ask(b"a")
         await other.ask(b"b")
-        gone.close()
+        gone.leave()
         await handler.sessions[0].send(b"nobody is there")
         await wait_until(lambda: server.statistics().ended_sessions == {SessionEnd.UNREACHABLE: 1})
         assert await other.ask(b"c") == b"2:c"
@@ -535,7 +535,7 @@ async def test_unreachable_for_one_local_address(peers: Peers) -> None:
         await peer.ask(b"a")
         peer.sock.connect(("127.0.0.3", peer.sock.getpeername()[1]))
         await peer.ask(b"b")
-        peer.close()
+        peer.leave()
         await handler.sessions[1].send(b"nobody is there")
         await wait_until(lambda: handler.reasons == [None, SessionEnd.UNREACHABLE])
         await stays(lambda: handler.reasons == [None, SessionEnd.UNREACHABLE])
@@ -560,7 +560,7 @@ async def test_unreachable_is_raised_once_after_the_packets(peers: Peers) -> Non
         peer = peers.new(server)
         peer.send(b"a", b"b")
         await wait_until(lambda: server.statistics().queued == 2)
-        peer.close()
+        peer.leave()
         await handlers.sessions[0].send(b"nobody is there")
         server.endpoints[0].packets.take_errors()
         await wait_until(lambda: server.statistics().network_errors == 1)
@@ -581,7 +581,7 @@ async def test_unreachable_in_a_task_group(peers: Peers, caplog: pytest.LogCaptu
     async with serving(handler) as server:
         peer = peers.new(server)
         await peer.ask(b"a")
-        peer.close()
+        peer.leave()
         await handler.sessions[0].send(b"nobody is there")
         await wait_until(lambda: handler.reasons == [SessionEnd.UNREACHABLE])
     assert complaints(caplog) == []
@@ -600,7 +600,7 @@ async def test_unix_peer_is_gone(peers: Peers, caplog: pytest.LogCaptureFixture)
     async with serving(handler, peers.url) as server:
         peer = peers.new(server)
         await peer.ask(b"a")
-        peer.close()
+        peer.leave()
         gone.set()
         await wait_until(lambda: handler.reasons == [SessionEnd.UNREACHABLE])
     assert complaints(caplog) == []
@@ -655,7 +655,7 @@ async def test_ended_sessions_are_forgotten(
         peer.send(b"a")
         if reason is SessionEnd.UNREACHABLE:
             await peer.receive()
-            peer.close()
+            peer.leave()
             session = found[0]()
             assert session is not None
             await session.send(b"nobody is there")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -116,9 +117,10 @@ def test_unix_sockets_are_given_their_buffers_one_by_one() -> None:
 
 @pytest.mark.skipif(not LINUX, reason="needs an abstract name")
 def test_accepted_unix_socket_has_its_buffers() -> None:
-    (listening,) = open_listening_sockets([UnixAddress("@asyncserver-test-buffers")], ALL_SET)
+    name = f"asyncserver-test-buffers-{os.getpid()}"
+    (listening,) = open_listening_sockets([UnixAddress(f"@{name}")], ALL_SET)
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect("\0asyncserver-test-buffers")
+        client.connect(f"\0{name}")
         accepted, _ = listening.socket.accept()
         with accepted:
             assert listening.configure_accepted is not None

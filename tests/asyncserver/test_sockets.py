@@ -24,6 +24,7 @@ from asyncserver.addresses import (
 from asyncserver.errors import BindError, OptionError, StartError
 from asyncserver.options import SocketOptions
 from asyncserver.sockets import ListeningSocket, open_listening_sockets
+from tests.clients import kept_port
 
 LINUX = sys.platform.startswith("linux")
 needs_ipv6 = pytest.mark.skipif(not ip_sockets.has_ipv6(), reason="this machine has no IPv6")
@@ -119,23 +120,20 @@ def test_failure_closes_and_unlinks_what_was_opened_before(directory: Path) -> N
 
 
 def test_ports_of_a_failed_start_are_free_again(opened: Open) -> None:
-    (listening,) = opened(TCPAddress("127.0.0.1"))
-    address = listening.address
-    listening.release()
-    with pytest.raises(BindError, match="does not exist"):
-        opened(address, UnixAddress("/nosuch/directory/s"))
-    (again,) = opened(address)
-    assert again.address == address
+    with kept_port() as port:
+        address = TCPAddress("127.0.0.1", port)
+        with pytest.raises(BindError, match="does not exist"):
+            opened(address, UnixAddress("/nosuch/directory/s"))
+        (again,) = opened(address)
+        assert again.address == address
 
 
 def test_same_address_twice(opened: Open, directory: Path) -> None:
-    (listening,) = opened(TCPAddress("127.0.0.1"))
-    address = listening.address
-    listening.release()
-    for twice in (address, UnixAddress(f"{directory}/s")):
-        with pytest.raises(BindError) as caught:
-            opened(twice, twice)
-        assert caught.value.errno == errno.EADDRINUSE
+    with kept_port() as port:
+        for twice in (TCPAddress("127.0.0.1", port), UnixAddress(f"{directory}/s")):
+            with pytest.raises(BindError) as caught:
+                opened(twice, twice)
+            assert caught.value.errno == errno.EADDRINUSE
     assert os.listdir(directory) == []
 
 
@@ -186,13 +184,13 @@ def test_error_is_one_of_the_start_and_one_of_the_system() -> None:
 
 
 def test_release_closes_and_unlinks_once(directory: Path, opened: Open) -> None:
-    tcp, unix = opened(TCPAddress("127.0.0.1"), UnixAddress(f"{directory}/s"))
-    assert isinstance(tcp.address, TCPAddress)
-    for _ in range(3):
-        tcp.release()
-        unix.release()
-    assert tcp.socket.fileno() == unix.socket.fileno() == -1
-    assert refuses(tcp.address.port)
+    with kept_port() as port:
+        tcp, unix = opened(TCPAddress("127.0.0.1", port), UnixAddress(f"{directory}/s"))
+        for _ in range(3):
+            tcp.release()
+            unix.release()
+        assert tcp.socket.fileno() == unix.socket.fileno() == -1
+        assert refuses(port)
     assert os.listdir(directory) == []
     with socket.socket(socket.AF_UNIX) as successor:
         successor.bind(f"{directory}/s")

@@ -22,7 +22,7 @@ from asyncserver import OptionError, Stream, memory_stream_pair
 from asyncserver.testing import contract, contract_steps
 from asyncserver.testing.contract import RULES, StreamContractError, check_stream
 from tests.streams import CLIENT_CONTEXT, SERVER_CONTEXT, socket_pair
-from tests.waiting import MS, PATIENCE, wait_until
+from tests.waiting import MS, PATIENCE, SECOND, wait_until
 
 on_one_loop = pytest.mark.asyncio(loop_factories=["asyncio"])
 
@@ -413,7 +413,7 @@ BROKEN: list[tuple[str, Callable[[Stream], Any], str]] = [
     ("order", CancelsByItself, "CancelledError, and nobody had cancelled it"),
     ("at-most", ReceivesMore, "first.receive(1) returned 100 bytes"),
     ("nothing", EndsBySendingNothing, "first.send(b'x') raised ClosedResourceError()"),
-    ("both-ways", OneThingAtATime, "not done within 0.2 s; waiting: first.send("),
+    ("both-ways", OneThingAtATime, "not done within 1 s; waiting: first.send("),
     (
         "end",
         ForgetsTheEnd,
@@ -424,11 +424,11 @@ BROKEN: list[tuple[str, Callable[[Stream], Any], str]] = [
     ("close", AbortsInClosing, "second.receive(50000) raised BrokenResourceError("),
     ("closed", EndsWhenClosed, "first.receive(10) after aclose() raised EndOfStream() instead of Closed"),
     ("close-again", ClosesOnce, "first.aclose() raised RuntimeError('closed already')"),
-    ("close-cancelled", ClosesLater, "not done within 0.2 s; waiting: first.receive(10)"),
+    ("close-cancelled", ClosesLater, "not done within 1 s; waiting: first.receive(10)"),
     ("close-wakes-receiver", EndsWhenClosedUnderIt, "when aclose() was called raised EndOfStream()"),
-    ("peer-gone", SendsIntoTheVoid, "not done within 0.2 s; none of its methods waits"),
+    ("peer-gone", SendsIntoTheVoid, "not done within 1 s; none of its methods waits"),
     ("peer-gone", ForgetsThatItIsBroken, "first.send(b'x') after BrokenResourceError returned None"),
-    ("busy", QueuesReceivers, "not done within 0.2 s; waiting: first.receive(1), first.receive(10)"),
+    ("busy", QueuesReceivers, "not done within 1 s; waiting: first.receive(1), first.receive(10)"),
     ("cancelled-receive", LosesInCancelling, "received by first between cancelled receives: "),
     ("cancelled-receive", SwallowsCancellation, "first.receive() was cancelled, and ended with b''"),
     ("cancelled-send", SwallowsCancellationOfSends, "first.send() was cancelled, and ended with None"),
@@ -444,7 +444,7 @@ BROKEN: list[tuple[str, Callable[[Stream], Any], str]] = [
     ("after-the-end", EndsOnce, "first.send_eof() raised ClosedResourceError()"),
     ("close-sends-the-rest", ClosesInAHurry, "raised "),
     ("unmixed", SendsInParts, "what four tasks sent with first at the same time has come mixed"),
-    ("cancelled-gathering", GathersForItself, "not done within 0.2 s; waiting: first.receive_exactly(7)"),
+    ("cancelled-gathering", GathersForItself, "not done within 1 s; waiting: first.receive_exactly(7)"),
     ("cancelled-send-whole", SendsOnePartAfterTheOther, "in a cancelled send"),
 ]
 
@@ -453,8 +453,9 @@ BROKEN: list[tuple[str, Callable[[Stream], Any], str]] = [
 @on_one_loop
 async def test_what_breaks_a_rule_is_found(rule: str, kind: Callable[[Stream], Any], problem: str) -> None:
     others = [name for name in NAMES if name != rule]
+    timeout = 1 * SECOND if "not done within" in problem else PATIENCE
     with pytest.raises(StreamContractError) as caught:
-        await check_stream(pair_of(kind, capacity=10_000), complete=True, without=others, timeout=200 * MS)
+        await check_stream(pair_of(kind, capacity=10_000), complete=True, without=others, timeout=timeout)
     assert caught.value.rule == rule
     assert problem in caught.value.problem
 

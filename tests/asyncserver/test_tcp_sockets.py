@@ -17,6 +17,7 @@ from asyncserver.errors import BindError, OptionError
 from asyncserver.ip_sockets import host_with_scope
 from asyncserver.options import SocketOptions
 from asyncserver.tcp_sockets import open_tcp_sockets
+from tests.clients import kept_port
 from tests.leaks import open_descriptors
 from tests.unprivileged import run_unprivileged
 
@@ -94,12 +95,27 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
 @needs_ipv6
 def test_ipv6_alone_unless_asked(opened: Open) -> None:
     for address in ("tcp://[::]:0", "tcp://[::]:0?dual_stack=0"):
+        sock, bound, keeper = alone_at_its_port(opened, address)
+        with keeper:
+            assert bound.host == "::"
+            assert bound.dual_stack == parse_address(address).dual_stack  # type: ignore[union-attr]
+            assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+            assert connects("::1", bound.port)
+            assert not connects("127.0.0.1", bound.port)
+
+
+def alone_at_its_port(opened: Open, address: str) -> tuple[socket.socket, TCPAddress, socket.socket]:
+    """And what keeps the port in IPv4: in IPv6 the kernel gives one away that has a server there."""
+    for _ in range(100):
         ((sock, bound),) = opened(address)
-        assert bound.host == "::"
-        assert bound.dual_stack == parse_address(address).dual_stack  # type: ignore[union-attr]
-        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
-        assert connects("::1", bound.port)
-        assert not connects("127.0.0.1", bound.port)
+        keeper = socket.socket()
+        try:
+            keeper.bind(("127.0.0.1", bound.port))
+        except OSError:
+            keeper.close()
+        else:
+            return sock, bound, keeper
+    raise AssertionError("its port is taken in IPv4, too")
 
 
 @needs_ipv6
@@ -115,12 +131,13 @@ def test_dual_stack_is_one_socket_for_both_families(address: str, opened: Open) 
 @needs_ipv6
 def test_bound_address_can_be_opened_again(opened: Open) -> None:
     for address in ("tcp://:0", "tcp://[::]:0?dual_stack=1", "tcp://:0?dual_stack=0", "tcp://[::1]:0"):
-        found = opened(address)
-        for sock, _ in found:
-            sock.close()
-        for _, bound in found:
-            ((_, again),) = opened(str(bound))
-            assert again == bound
+        with kept_port(dual_stack=True) as port:
+            found = opened(address.replace(":0", f":{port}"))
+            for sock, _ in found:
+                sock.close()
+            for _, bound in found:
+                ((_, again),) = opened(str(bound))
+                assert again == bound
 
 
 @needs_ipv6
@@ -228,6 +245,7 @@ def closed_by_server(sock: socket.socket) -> None:
 
 
 def test_port_can_be_used_again_at_once(opened: Open) -> None:
+    """While a connection is in TIME_WAIT, which keeps others from the port as well."""
     ((sock, bound),) = opened("tcp://127.0.0.1:0")
     closed_by_server(sock)
     sock.close()

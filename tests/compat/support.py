@@ -36,6 +36,7 @@ from unittest import mock
 
 import compat
 from asyncserver import LoopName
+from tests.processes import LONG
 from tests.waiting import MS, PATIENCE, wait_until_blocking
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "recorded",
     "run_turns",
     "serving",
+    "wait_until_asleep",
 ]
 
 LINUX = sys.platform.startswith("linux")
@@ -431,3 +433,18 @@ def _is_loop_running() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Until the main thread of the process sits in a system call."""
+
+    def switches() -> str | None:
+        text = Path(f"/proc/{pid}/status").read_text()
+        found = re.search(r"^State:\s+S.*^voluntary_ctxt_switches:\s+(\d+)", text, re.MULTILINE | re.DOTALL)
+        return found[1] if found else None
+
+    def condition() -> bool:
+        before = switches()
+        return before is not None and not select.select([], [], [], 5 * MS)[0] and switches() == before
+
+    wait_until_blocking(condition, timeout=LONG)

@@ -30,6 +30,7 @@ from tests.compat.support import (
     noted_handler,
     recorded,
     run_turns,
+    wait_until_asleep,
 )
 from tests.processes import PythonProcess, connect
 from tests.waiting import MS, PATIENCE, wait_until_blocking
@@ -167,14 +168,14 @@ def test_signal_handler_that_ends_the_serving(how: str, loop_name: LoopName) -> 
         def send() -> None:
             client = Client(server)
             trace.requests.append(client.reply())
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)  # type: ignore[arg-type]
+            signal_when_blocked(signal.SIGUSR1).result()
 
         with (
             handled(signal.SIGUSR1, handler),
             socketserver.TCPServer(LOCAL, noted_handler(socketserver, trace)) as server,
         ):
             sending = InThread("sending", send)
-            trace(server.serve_forever(POLL_INTERVAL))
+            trace(server.serve_forever(200 * MS))
             sending.result()
             trace([thread.result() for thread in threads], trace.requests)
         return trace.events
@@ -472,6 +473,8 @@ def test_interrupted_process(loop_name: LoopName, tmp_path: Path) -> None:
                 with connect(port) as client:
                     replies.append(client.recv(100))
                     replies.append(client.recv(100))
+                if LINUX:  # What comes just before it waits is seen after the poll interval only.
+                    wait_until_asleep(process.pid)
                 process.send_signal(signal.SIGINT)
                 status = wait()
             return [replies, process.stdout.splitlines()[1:], status, process.stderr.splitlines()[-1]]

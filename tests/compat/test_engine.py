@@ -47,7 +47,7 @@ from tests.compat.held import (
     server_of,
     wait_until_blocked,
 )
-from tests.compat.support import LINUX, LOCAL, Client, InThread, serving
+from tests.compat.support import LINUX, LOCAL, Client, InThread, serving, wait_until_asleep
 from tests.conftest import LOOP_FACTORIES
 from tests.leaks import open_descriptors
 from tests.processes import LONG, PythonProcess
@@ -391,8 +391,12 @@ def test_a_process_at_its_limit(when: str, entry: str, loop_name: str, tmp_path:
                 client.close()
         assert connected[-1].recv(100) == b"begun"
         connected[-1].close()
+        wait_until_asleep(process.pid)
         assert process.terminate() == 0
-        assert process.stderr.count("out of descriptors") == 1
+        logged = re.findall("out of descriptors|accepting again", process.stderr)
+        # Those in the queue may use up what the first handlers give back: that is another episode.
+        episodes = 1 if "before" in when else len(logged) // 2
+        assert logged == ["out of descriptors", "accepting again"] * episodes != []
         found = re.search(r"episode: (\d+) ([\d.]+) ([\d.]+)$", process.stdout)
         assert found is not None, process.stdout
         attempts, wall, cpu = map(float, found.groups())
@@ -1305,21 +1309,6 @@ FORKING = """
         if server.child is not None:
             print("child ended:", os.waitpid(server.child, 0)[1], flush=True)
 """
-
-
-def wait_until_asleep(pid: int) -> None:
-    """Until the process, which has one thread, sits in a system call."""
-
-    def switches() -> str | None:
-        text = Path(f"/proc/{pid}/status").read_text()
-        found = re.search(r"^State:\s+S.*^voluntary_ctxt_switches:\s+(\d+)", text, re.MULTILINE | re.DOTALL)
-        return found[1] if found else None
-
-    def condition() -> bool:
-        before = switches()
-        return before is not None and not select.select([], [], [], 5 * MS)[0] and switches() == before
-
-    wait_until_blocking(condition, timeout=LONG)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from tests.clients import LOOPBACK, Client, TLSClient, complaints, local_server
 from tests.compat.support import InThread
 from tests.leaks import child_processes
 from tests.processes import run_python
-from tests.waiting import MS, PATIENCE, SECOND, stays, wait_until, within
+from tests.waiting import MS, PATIENCE, stays, wait_until, within
 
 KINDS = ("tcp", "ipv6", "unix", "tls", "tls-unix")
 THREADS = ("threads", "pool:2", "a ThreadPool", "of concurrent.futures", "FreshThreads")
@@ -134,7 +134,7 @@ async def receive_all(client: Any) -> bytes:
 
 async def receive_exactly(client: Any, count: int) -> bytes:
     received = bytearray()
-    while len(received) < count and (data := await client.receive()):
+    while len(received) < count and (data := await client.receive(min(65_536, count - len(received)))):
         received += data
     return bytes(received)
 
@@ -756,7 +756,7 @@ async def test_a_full_pool_that_rejects(site: Site) -> None:
     async with site.server(Waiting, pool) as server, await site.connect(server) as first:
         await gate.wait_for()
         async with await site.connect(server) as rejected:
-            assert await within(rejected.ended(), timeout=SECOND) == "eof"
+            assert await rejected.ended() == "eof"
         gate.open()
         assert await receive_all(first) == b"served"
     pool.close()
@@ -1130,14 +1130,17 @@ async def test_the_program_ends_one_connection(
     site: Site, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     facade = silent()
-    timeouts = Timeouts(grace=100 * MS)
+    timeouts = Timeouts(grace=PATIENCE if how == "abort" else 100 * MS)
     async with site.server(Silent, facade=facade, timeouts=timeouts) as server, await site.connect(server):
         await wait_until(lambda: server.statistics().states == {ConnectionState.ACTIVE: 1})
         (connection,) = server.connections
         if how == "abort":
             connection.abort()
         else:
-            await within(connection.close())
+            closing = asyncio.create_task(connection.close())
+            await asyncio.sleep(0)  # Its handler is cancelled after this grace ...
+            server.update(grace=PATIENCE)  # ... and then has time to end.
+            await within(closing)
         await wait_until(lambda: not server.connections)
         assert reason(server) == {"abort": CloseReason.ABORTED, "close": CloseReason.CLOSED_BY_SERVER}[how]
     assert facade.heard == [b"", "finish"]

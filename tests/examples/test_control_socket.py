@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -60,13 +62,17 @@ async def ask(path: str, *commands: str) -> list[str]:
 
 
 async def test_status_and_connections(control: ModuleType, socket_path: str) -> None:
+    began = time.monotonic()
     async with controlled(control, f"unix:{socket_path}") as service:
         async with connected(port_of(service)) as (reader, writer):
             writer.write(b"hello\n")
             assert await line_from(reader) == "hello"
             status, connections, unknown = await ask(socket_path, "status", "connections", "dance")
-            assert status.splitlines() == [
-                "ready, up 0 s",
+            first, *others = status.splitlines()
+            up = re.fullmatch(r"ready, up (\d+) s", first)
+            assert up is not None
+            assert int(up[1]) <= round(time.monotonic() - began)
+            assert others == [
                 "connections: 1 open, 1 accepted, 0 rejected",
                 "bytes: 6 received, 6 sent",
             ]

@@ -10,8 +10,10 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -723,10 +725,28 @@ async def test_socat(room: ModuleType, directory: Path) -> None:
         with make("ann") as ann:
             await joined(ann)
             target = f"UNIX-SENDTO:{directory}/chat,bind={directory}/client-bob.sock"
-            heard = await run_tool("socat", "-t", "0.2", "-", target, send=b"hello")
-            assert heard == "* hello client-bob, 1 others are here"
+            hello = b"* hello client-bob, 1 others are here"
+            assert await asyncio.to_thread(socat_until, hello, "-t", "0", "-", target, send=b"hello") == hello
             assert await ann.receive() == b"* client-bob is here"
             assert await ann.receive() == b"client-bob: hello"
+
+
+def socat_until(end: bytes, *arguments: str, send: bytes) -> bytes:
+    """What it prints up to this; its input stays open until then, because packets have no end to wait for."""
+    with subprocess.Popen(["socat", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        giving_up = threading.Timer(PATIENCE, process.kill)
+        giving_up.start()
+        try:
+            process.stdin.write(send)
+            process.stdin.flush()
+            heard = process.stdout.read(len(end))
+            process.stdin.close()
+            return heard + process.stdout.read()
+        finally:
+            giving_up.cancel()
+            giving_up.join()
 
 
 def test_unix_chat_as_a_program(directory: Path) -> None:

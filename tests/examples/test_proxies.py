@@ -53,19 +53,21 @@ def with_ports(text: str, ports: Mapping[str, int]) -> str:
 
 def free_ports(names: Iterable[str]) -> dict[str, int]:
     """Outside of the range in which the kernel finds ports for everybody who asks it for a free one."""
-    return {name: free_port() for name in names}
+    with ExitStack() as held:  # Until all are found, or one might be found twice.
+        return {name: free_port(held) for name in names}
 
 
-def free_port() -> int:
+def free_port(held: ExitStack) -> int:
     while True:
         port = random.randrange(20_000, 30_000)
-        try:
-            for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
-                with socket.socket(socket.AF_INET, kind) as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return port
+        with ExitStack() as probes:
+            try:
+                for kind in socket.SOCK_STREAM, socket.SOCK_DGRAM:
+                    probes.enter_context(socket.socket(socket.AF_INET, kind)).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            held.push(probes.pop_all())
+            return port
 
 
 def certificate_files(directory: Path) -> None:
@@ -258,6 +260,7 @@ defaults
     timeout connect 5s
     timeout client 5s
     timeout server 5s
+    timeout check 10s
     default-server inter 50ms
 
 frontend service
@@ -277,8 +280,12 @@ backend message
     tcp-check expect string PING
     server a {message} check
 
+# The interval limits a check's handshake; so there are three servers instead of three rounds.
 backend tls
+    default-server inter 2s
     server a {tls} check check-ssl verify none
+    server b {tls} check check-ssl verify none
+    server c {tls} check check-ssl verify none
 
 backend agent
     server a {connect} check agent-check agent-port {agent_port} agent-inter 50ms
@@ -419,7 +426,12 @@ async def test_nginx_loses_no_client_while_an_instance_ends(
             clients = [await asyncio.open_connection("127.0.0.1", front) for _ in "ab"]
             for _, writer in clients:
                 writer.write(b"hello, ")
-            await wait_until(lambda: len(one.connections) == len(two.connections) == 1)
+            await wait_until(
+                lambda: all(
+                    [each.stream.bytes_received for each in server.connections] == [len(b"hello, ")]
+                    for server in (one, two)
+                )
+            )
             draining = asyncio.create_task(one.drain(PATIENCE))
             while await asyncio.to_thread(answers, ports["9001"]):
                 pass

@@ -30,6 +30,9 @@ import compat
 # What regrtest calls resources: without them tests are skipped, and some of those are about servers.
 RESOURCES = ["cpu", "network", "walltime"]
 
+START_LIMIT = 45.0
+"""Seconds until the first test: what it imports takes its time on a busy machine."""
+
 
 class Events:
     """The file of what has happened. A child process that a test has forked does not write to it."""
@@ -63,9 +66,9 @@ class Recorder(unittest.TestResult):
         self._events.write("stopped", test.id())
         self.wind_up()
 
-    def wind_up(self) -> None:
+    def wind_up(self, limit: float | None = None) -> None:
         """Have all stacks printed, and the process ended, when there is no news for too long."""
-        faulthandler.dump_traceback_later(self._limit, exit=True)
+        faulthandler.dump_traceback_later(limit or self._limit, exit=True)
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         self._events.write("passed", test.id())
@@ -102,7 +105,7 @@ def main() -> None:
     order = json.loads(sys.argv[1])
     events = Events(order["events"])
     recorder = Recorder(events, order["limit"])
-    recorder.wind_up()
+    recorder.wind_up(max(START_LIMIT, order["limit"]))
     if order["swap"]:
         swap(order["loop"])
         if order["loop"] != "auto":
@@ -119,6 +122,7 @@ def main() -> None:
     for each in set(_server_classes()) - known:
         _report_server(each, events)
     gc.collect()
+    recorder.wind_up()
     events.write("finished")
 
 
