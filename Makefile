@@ -28,6 +28,10 @@ endif
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# The tests start hundreds of programs. Without bytecode files each of them compiles the packages anew, which
+# takes as long as all else that a start does.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help serve test lint lint-style lint-format lint-mypy lint-pyright lint-types docs bench clean
 
 help:
