@@ -50,13 +50,12 @@ class Engine:
     def __init__(self, server: Any) -> None:
         self._server = weakref.ref(server)
         self.turns: dict[int, Turns] = {}
-        self.jobs: JobCounter = JobCounter()
+        self.jobs: JobCounter = JobCounter(has_children=is_forking(server))
         self.exhaustion: Exhaustion = Exhaustion()
         self._spare: list[LoopWaiter] = []
         self._executors: dict[Any, RequestExecutor] = {}
         self._refused: dict[str, str] = {}
         self._closed = False
-        self.has_children: bool = is_forking(server)
         weakref.finalize(server, _close_quietly, self._spare, self._executors)
 
     @property
@@ -182,7 +181,7 @@ class Engine:
 
     def children(self, server: Any) -> set[int] | None:
         """The processes that serve requests. What else has the name ``active_children`` is the program's."""
-        if not self.has_children:
+        if not self.jobs.has_children:
             return None
         children: Any = getattr(server, "active_children", None)
         return cast("set[int]", children) if isinstance(children, set) else None
@@ -280,7 +279,7 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
             return True
         if not isinstance(turns, LoopTurns):
             executor.wait_for_room()  # Called by a loop of the program's own.
-    job = _Job(server, request, client_address, engine.jobs)
+    job = RequestJob(server, request, client_address, engine.jobs)
     try:
         job.begin()
         if isinstance(turns, LoopTurns) and isinstance(executor, ThreadPool) and turns.may_put_off:
@@ -293,17 +292,6 @@ def start_request(server: Any, request: Any, client_address: Any) -> bool:
     finally:
         job.begun_by = None
     return True
-
-
-class _Job(RequestJob):
-    """One that tells the engine of its child process."""
-
-    __slots__ = ()
-
-    def left_to(self, pid: int) -> None:
-        """See ``Job``."""
-        super().left_to(pid)
-        engine_of(self._server).has_children = True
 
 
 def _does_that_itself(server: Any, executor: RequestExecutor) -> bool:

@@ -16,10 +16,12 @@ _counters: weakref.WeakSet[JobCounter] = weakref.WeakSet()
 class JobCounter:
     """The jobs of one server that ``server_close()`` has to wait for."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_children: bool = False) -> None:
         self._jobs: set[RequestJob] = set()
         self._none_is_left = threading.Condition()
         self._waiting = 0
+        self.has_children: bool = has_children
+        """Whether there may be child processes that serve requests."""
         _counters.add(self)
 
     def add(self, job: RequestJob) -> None:
@@ -146,6 +148,7 @@ class RequestJob:
             none_yet: set[int] = set()
             server.active_children = none_yet
         server.active_children.add(pid)
+        self._counter.has_children = True
         server.close_request(self._request)
 
 
