@@ -12,8 +12,9 @@ from asyncserver import LoopName
 from tests.processes import run_python
 
 PROGRAM = """
-import signal, sys
+import functools, signal, sys
 import compat as socketserver
+from tests.compat.interrupting import interrupt
 
 TURNS = 3
 
@@ -27,25 +28,9 @@ class Server(socketserver.TCPServer):
 
 def serve(server, point=None):
     # Returns the function that was interrupted, and what came of it.
-    place, left = None, point
-
-    def on_event(frame, event, argument):
-        nonlocal place, left
-        if event == "call" and left is not None and 0 < server.turns < TURNS:
-            left -= 1
-            if left == 0:
-                place = f"{frame.f_code.co_qualname}, called by {frame.f_back.f_code.co_qualname}"
-                signal.raise_signal(signal.SIGINT)
-
     server.turns = 0
-    sys.setprofile(on_event)
-    try:
-        server.serve_forever(0.001)
-    except BaseException as exc:
-        return place, exc
-    finally:
-        sys.setprofile(None)
-    return place, None
+    call = functools.partial(server.serve_forever, 0.001)
+    return interrupt(call, point, events=["call"], when=lambda: 0 < server.turns < TURNS)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # It is ignored in the background of a shell.
 point = 0

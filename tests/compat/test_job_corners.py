@@ -9,8 +9,9 @@ import pytest
 from tests.processes import run_python
 
 INTERRUPTED = """
-import faulthandler, signal, socket, sys
+import faulthandler, functools, signal, socket, sys
 import compat
+from tests.compat.interrupting import interrupt
 
 class Handler(compat.BaseRequestHandler):
     def handle(self):
@@ -21,27 +22,6 @@ class Server(compat.ThreadingTCPServer):
 
     def handle_error(self, request, client_address):
         pass
-
-def interrupted(server, request, point):
-    # Whether the signal has come, at that point of what the server does with the request.
-    left = point
-
-    def on_event(frame, event, argument):
-        nonlocal left
-        if event in ("call", "c_return"):
-            left -= 1
-            if left == 0:
-                sys.setprofile(None)
-                signal.raise_signal(signal.SIGINT)
-
-    sys.setprofile(on_event)
-    try:
-        server.process_request(request, ("127.0.0.1", 1))
-    except (KeyboardInterrupt, RuntimeError):
-        pass
-    finally:
-        sys.setprofile(None)
-    return left <= 0
 
 def on_signal(number, frame):
     if sys.argv[1] == "close":
@@ -57,9 +37,10 @@ while True:
     server = Server(("127.0.0.1", 0), Handler)
     near, far = socket.socketpair()
     with near, far:
-        came = interrupted(server, near, point)
+        call = functools.partial(server.process_request, near, ("127.0.0.1", 1))
+        place, _ = interrupt(call, point, catch=(KeyboardInterrupt, RuntimeError))
         server.server_close()
-    if not came:
+    if place is None:
         break
 print("all points tried" if point > 10 else point)
 """

@@ -10,8 +10,9 @@ from tests.compat.held import needs_fork
 from tests.processes import run_python
 
 INTERRUPTED = """
-import signal, sys, threading, time
+import functools, signal, sys, threading, time
 from compat import ThreadPool, pool as pool_module
+from tests.compat.interrupting import interrupt
 
 class Job:
     daemon = False
@@ -62,31 +63,8 @@ def wait_until(what, condition):
     end = time.monotonic() + 10
     while not condition():
         if time.monotonic() > end:
-            sys.exit(f"{place}: never: {what}")
+            sys.exit(f"{tried}, {place}: never: {what}")
         time.sleep(0.0001)
-
-def interrupted(use, pool, job, point):
-    # What the use of the pool has raised, when the signal came at that point.
-    global place
-    place, left = None, point
-
-    def on_event(frame, event, argument):
-        global place
-        nonlocal left
-        if event in ("call", "c_return"):
-            left -= 1
-            if left == 0:
-                sys.setprofile(None)
-                place = f"{set_up.__name__}, {use.__name__}, {frame.f_code.co_qualname}:{frame.f_lineno}"
-                signal.raise_signal(signal.SIGINT)
-
-    sys.setprofile(on_event)
-    try:
-        use(pool, job)
-    except (KeyboardInterrupt, RuntimeError) as exc:  # Thread.start() makes the one the other at some points.
-        return exc
-    finally:
-        sys.setprofile(None)
 
 def on_signal(number, frame):
     if sys.argv[1] == "close":
@@ -95,7 +73,7 @@ def on_signal(number, frame):
         raise KeyboardInterrupt
 
 signal.signal(signal.SIGINT, on_signal)
-points, place = 0, "before"
+points, tried, place = 0, "nothing", "before"
 for set_up in (new_thread, idle_thread, busy_thread):
     for use in (start, put_off):
         point = 0
@@ -103,13 +81,16 @@ for set_up in (new_thread, idle_thread, busy_thread):
             point += 1
             pool, first = set_up()
             job = finished(Job())
-            error = interrupted(use, pool, job, point)
+            tried = f"{set_up.__name__}, {use.__name__}"
+            # Thread.start() makes the one exception the other at some points.
+            catch = KeyboardInterrupt, RuntimeError
+            place, error = interrupt(functools.partial(use, pool, job), point, catch=catch)
             if first is not None:
                 first.go_on.set()
             wait_until("the process may end", lambda: not pool_module._awaited)
             wait_until("all threads are free", lambda: "0 of 1" in repr(pool) and pool.has_room())
             if job.times > 1 or (job.times == 0 and error is None):
-                sys.exit(f"{place}: the job was run {job.times} times, with {error!r}")
+                sys.exit(f"{tried}, {place}: the job was run {job.times} times, with {error!r}")
             another = finished(Job())
             pool.start(another)
             wait_until("another job", another.begun.is_set)
