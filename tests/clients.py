@@ -28,6 +28,7 @@ __all__ = [
     "complaints",
     "connect_many",
     "echo",
+    "hear_nobody",
     "ignore_cancellation",
     "kept_port",
     "local_server",
@@ -38,15 +39,23 @@ LOOPBACK = "tcp://127.0.0.1:0"
 
 
 @contextmanager
-def kept_port(*, dual_stack: bool = False) -> Iterator[int]:
+def kept_port(*, kind: int = socket.SOCK_STREAM, dual_stack: bool = False) -> Iterator[int]:
     """A port that servers may share, and that no test beside this one is given: bound, and not listening."""
     family, host = (socket.AF_INET6, "::") if dual_stack else (socket.AF_INET, "127.0.0.1")
-    with socket.socket(family) as keeper:
+    with socket.socket(family, kind) as keeper:
+        keeper.setblocking(False)  # Or connecting it would count as blocking the loop.
         if dual_stack:
             keeper.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         keeper.bind((host, 0))
+        if kind == socket.SOCK_DGRAM:
+            hear_nobody(keeper)
         yield keeper.getsockname()[1]
+
+
+def hear_nobody(sock: socket.socket) -> None:
+    """Have a UDP socket take what comes from itself alone: nobody is there, and nobody gets the port."""
+    sock.connect(sock.getsockname())
 
 
 async def echo(stream: Stream) -> None:

@@ -7,11 +7,13 @@ is not async itself, and starts the loop by name, takes the ``loop_name`` fixtur
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 
 import pytest
 
 from tests import leaks
+from tests.certificates import authority
 
 try:
     import uvloop
@@ -29,6 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return LOOP_FACTORIES
+
+
+@pytest.fixture
+def server_context() -> ssl.SSLContext:
+    """A fixture, because it is made outside of the running loop: files are read and written."""
+    return authority().server_context()
+
+
+@pytest.fixture
+def client_context() -> ssl.SSLContext:
+    """It trusts ``server_context``."""
+    return authority().client_context()
 
 
 @pytest.fixture(params=list(LOOP_FACTORIES))

@@ -116,6 +116,14 @@ def run_python(
     return status, process.stdout, process.stderr
 
 
+def sleeping_child() -> subprocess.Popen[bytes]:
+    """A Python that does ``time.sleep(60)``, which can be read in its command line."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    # Popen() returns in the midst of the child's execve(2), when it has no command line yet.
+    wait_until_blocking(lambda: b"sleep(60)" in Path(f"/proc/{child.pid}/cmdline").read_bytes())
+    return child
+
+
 def connect(port: int) -> socket.socket:
     """A blocking connection to a process on this machine; its operations are bounded."""
     return socket.create_connection(("127.0.0.1", port), timeout=LONG)

@@ -21,6 +21,7 @@ from asyncserver import (
     sessions,
 )
 from asyncserver.ip_sockets import has_ipv6
+from tests.clients import hear_nobody
 from tests.waiting import PATIENCE, stays, wait_until
 
 __all__ = ["PLACES", "Peer", "Peers", "check_balance", "serving"]
@@ -80,7 +81,7 @@ class Peer:
         if self.sock.family == socket.AF_UNIX:
             self.sock.close()
         else:
-            self.sock.connect(self.sock.getsockname())  # It takes what comes from itself alone.
+            hear_nobody(self.sock)
 
 
 class Peers:

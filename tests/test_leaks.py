@@ -19,6 +19,7 @@ from blockbuster import BlockingError
 
 from asyncserver.testing.leaks import describe_thread
 from tests.leaks import BlockingCalls, LoopErrors, ProcessWatch, TaskWatch
+from tests.processes import sleeping_child
 from tests.waiting import MS, wait_until_blocking
 
 REPOSITORY = Path(__file__).parent.parent
@@ -78,9 +79,7 @@ def test_watch_waits_for_thread_that_is_ending() -> None:
 
 def test_watch_names_running_child_and_ends_it() -> None:
     watch = ProcessWatch()
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    # Popen() returns in the midst of the child's execve(2), when it has no command line yet.
-    wait_until_blocking(lambda: b"sleep(60)" in Path(f"/proc/{child.pid}/cmdline").read_bytes())
+    child = sleeping_child()
     (leak,) = watch.leaks(IMPATIENT)
     assert leak.startswith(f"child process {child.pid} (")
     assert "time.sleep(60)" in leak

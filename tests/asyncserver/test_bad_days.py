@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -25,7 +26,6 @@ from asyncserver import (
     Timeouts,
     UnixAddress,
 )
-from tests.certificates import authority
 from tests.clients import (
     LOOPBACK,
     Client,
@@ -342,17 +342,9 @@ async def test_clients_that_never_read_hold_little_and_harm_nobody() -> None:
             client.close()
 
 
-@pytest.fixture
-def tls() -> Any:
-    return authority().server_context()
-
-
-@pytest.fixture
-def trusting() -> Any:
-    return authority().client_context()
-
-
-async def test_a_reset_in_every_state(tls: Any, trusting: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reset_in_every_state(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
     go_on = asyncio.Event()
 
     async def verify(connection: Any) -> bool:
@@ -386,7 +378,7 @@ async def test_a_reset_in_every_state(tls: Any, trusting: Any, caplog: pytest.Lo
     commands = {name: name.encode().ljust(6, b".") for name in ("idle", "work", "send", "return")}
     commands |= {"command": b"idl", "message": b"read..only a part"}
     addresses = [LOOPBACK, "tls+tcp://127.0.0.1:0", LOOPBACK]
-    server = local_server(handler, *addresses, tls=tls, verify=verify)
+    server = local_server(handler, *addresses, tls=server_context, verify=verify)
     async with server:
         for command, state in wanted.items():
             index = {"verify": 0, "handshake": 1}.get(command, 2)
@@ -404,7 +396,7 @@ async def test_a_reset_in_every_state(tls: Any, trusting: Any, caplog: pytest.Lo
             await wait_until(lambda: not server.connections)
             go_on.clear()
         # And in a TLS session.
-        secure = await TLSClient.connect(server, trusting, index=1)
+        secure = await TLSClient.connect(server, client_context, index=1)
         await secure.send(b"idle..")
         await wait_until(lambda: server.statistics().states == {ConnectionState.IDLE: 1})
         secure.client.reset()
@@ -548,7 +540,9 @@ async def test_restarts_under_load(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert not complaints(caplog)
 
 
-async def test_everything_at_once_and_then_a_drain(tls: Any, trusting: Any) -> None:
+async def test_everything_at_once_and_then_a_drain(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
     """Silent, slow, greedy, rude and good clients on one server with small limits."""
 
     async def handler(stream: Stream) -> None:
@@ -560,7 +554,7 @@ async def test_everything_at_once_and_then_a_drain(tls: Any, trusting: Any) -> N
     limits = Limits(max_connections=40, max_handshakes=4, max_connections_per_peer=1_000)
     timeouts = Timeouts(handshake=1, idle=2, send=0.5, linger=0.2, grace=0.2)
     server: Server = local_server(
-        handler, LOOPBACK, "tls+tcp://127.0.0.1:0", tls=tls, limits=limits, timeouts=timeouts
+        handler, LOOPBACK, "tls+tcp://127.0.0.1:0", tls=server_context, limits=limits, timeouts=timeouts
     )
     async with server:
 
@@ -589,7 +583,7 @@ async def test_everything_at_once_and_then_a_drain(tls: Any, trusting: Any) -> N
                     assert await client.ask(b"hello\n") == b"hello\n"
 
         async def good_and_secure() -> None:
-            async with await TLSClient.connect(server, trusting, index=1) as client:
+            async with await TLSClient.connect(server, client_context, index=1) as client:
                 assert await client.ask(b"hello\n") == b"hello\n"
 
         kinds = [silent, rude, buggy, long_winded, good, good_and_secure]

@@ -27,7 +27,6 @@ from asyncserver import (
     Timeouts,
     current_connection,
 )
-from tests.certificates import authority
 from tests.clients import (
     Client,
     TLSClient,
@@ -39,16 +38,6 @@ from tests.clients import (
 from tests.waiting import MS, SECOND, stays, wait_until, within
 
 pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
-
-
-@pytest.fixture
-def server_context() -> ssl.SSLContext:
-    return authority().server_context()
-
-
-@pytest.fixture
-def client_context() -> ssl.SSLContext:
-    return authority().client_context()
 
 
 async def only(server: Server) -> Connection:

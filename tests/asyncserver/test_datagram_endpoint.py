@@ -42,6 +42,7 @@ from asyncserver import (
 from asyncserver.packets import Packets, PlainPackets
 from asyncserver.packets_mmsg import BatchedPackets
 from asyncserver.peers import endpoint_from_sockaddr
+from tests.clients import hear_nobody
 from tests.waiting import MS, PATIENCE, SECOND, stays, wait_until, within
 
 LINUX = sys.platform.startswith("linux")
@@ -329,7 +330,7 @@ async def test_errors_that_come_back_are_counted(
     gone = [udp_peer() for _ in range(5)]
     names = [peer.endpoint for peer in gone]
     for peer in gone:
-        peer.socket.connect(peer.socket.getsockname())
+        hear_nobody(peer.socket)
     for name in names:
         await endpoint.send(b"anybody?", name)
     await wait_until(lambda: endpoint.statistics().network_errors == 5)
@@ -352,7 +353,7 @@ async def test_errors_among_the_replies_of_a_batch(
     alive, gone = udp_peer(), [udp_peer() for _ in range(10)]
     for number, peer in enumerate(gone):
         peer.send(b"from the dead", endpoint)
-        peer.socket.connect(peer.socket.getsockname())
+        hear_nobody(peer.socket)
         alive.send(str(number).encode(), endpoint)
     endpoint.resume()
     assert await alive.read_until(10) == [str(number).encode() for number in range(10)]
@@ -454,7 +455,7 @@ async def test_errors_are_read_where_only_room_is_waited_for(
     endpoint.pause()
     gone = udp_peer()
     name = gone.endpoint
-    gone.socket.connect(gone.socket.getsockname())
+    hear_nobody(gone.socket)
     await within(endpoint.send(b"anybody?", name))
     obstruction.on = True
     waiting = asyncio.create_task(endpoint.send(bytes(3_000), udp_peer().endpoint))

@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,6 @@ from asyncserver import (
     current_connection,
     lifecycle,
 )
-from tests.certificates import authority
 from tests.clients import (
     Client,
     TLSClient,
@@ -37,16 +37,6 @@ from tests.clients import (
 from tests.waiting import MS, SECOND, stays, wait_until, within
 
 pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
-
-
-@pytest.fixture
-def tls() -> Any:
-    return authority().server_context()
-
-
-@pytest.fixture
-def client_tls() -> Any:
-    return authority().client_context()
 
 
 def counts(report: DrainReport) -> tuple[int, int, int, int]:
@@ -389,9 +379,9 @@ def connected_at_once(server: Any) -> Client:
     return Client(socket.create_connection((address.host, address.port)))
 
 
-async def test_handshakes_are_awaited(tls: Any, client_tls: Any) -> None:
-    async with local_server(echo, "tls+tcp://127.0.0.1:0", tls=tls) as server:
-        client = TLSClient(await Client.connect(server), client_tls, "localhost")
+async def test_handshakes_are_awaited(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    async with local_server(echo, "tls+tcp://127.0.0.1:0", tls=server_context) as server:
+        client = TLSClient(await Client.connect(server), client_context, "localhost")
         async with client:
             await wait_until(lambda: server.statistics().states == {ConnectionState.HANDSHAKE: 1})
             draining = asyncio.ensure_future(server.drain())
@@ -402,10 +392,14 @@ async def test_handshakes_are_awaited(tls: Any, client_tls: Any) -> None:
 
 
 async def test_silent_tls_clients_are_cancelled_in_the_end(
-    tls: Any, caplog: pytest.LogCaptureFixture
+    server_context: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = local_server(
-        echo, "tls+tcp://127.0.0.1:0", tls=tls, limits=Limits(max_handshakes=2), timeouts=Timeouts(grace=1)
+        echo,
+        "tls+tcp://127.0.0.1:0",
+        tls=server_context,
+        limits=Limits(max_handshakes=2),
+        timeouts=Timeouts(grace=1),
     )
     await server.start()
     clients = await connect_many(server, 5)

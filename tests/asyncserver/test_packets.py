@@ -23,6 +23,7 @@ from asyncserver.errors import AddressError, PacketTooLargeError, PeerUnreachabl
 from asyncserver.packets import BATCH, Packets, PlainPackets
 from asyncserver.packets_mmsg import BatchedPackets, can_batch
 from asyncserver.peers import endpoint_from_sockaddr
+from tests.clients import hear_nobody
 from tests.waiting import PATIENCE, wait_until_blocking
 
 LINUX = sys.platform.startswith("linux")
@@ -151,7 +152,7 @@ class Site:
         """Where nobody listens."""
         sock = self.client()
         endpoint = self.endpoint(sock)
-        sock.connect(sock.getsockname())  # It keeps the port, and takes what comes from itself alone.
+        hear_nobody(sock)
         assert isinstance(endpoint, IPEndpoint)
         return endpoint
 
@@ -944,7 +945,7 @@ def test_errors_tell_the_address_that_it_was_sent_from(site: Site) -> None:
     client = site.client()
     client.sendto(b"request", ("127.0.0.2", site.port))
     (came,) = site.receive(1)
-    client.connect(client.getsockname())
+    hear_nobody(client)
     site.put(b"reply", came.origin)
     (error,) = site.take_errors(1)
     assert error.peer == site.packets.peer_of(came.origin)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -34,7 +35,6 @@ from asyncserver import (
     serve,
 )
 from asyncserver import server as server_module
-from tests.certificates import authority
 from tests.clients import (
     LOOPBACK,
     Client,
@@ -50,16 +50,6 @@ from tests.conftest import LOOP_FACTORIES
 from tests.waiting import MS, POLL, stays, wait_until, within
 
 pytestmark = pytest.mark.usefixtures("tasks_as_in_production")
-
-
-@pytest.fixture
-def tls() -> Any:
-    return authority().server_context()
-
-
-@pytest.fixture
-def client_tls() -> Any:
-    return authority().client_context()
 
 
 async def files_in(directory: Path) -> list[str]:
@@ -123,7 +113,9 @@ async def test_what_can_be_asked_of_a_server_that_was_not_started() -> None:
 # Start and end.
 
 
-async def test_a_mix_of_addresses(tmp_path: Path, tls: Any, client_tls: Any) -> None:
+async def test_a_mix_of_addresses(
+    tmp_path: Path, server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> None:
     addresses = [
         LOOPBACK,
         TCPAddress("::1", 0),
@@ -133,7 +125,7 @@ async def test_a_mix_of_addresses(tmp_path: Path, tls: Any, client_tls: Any) -> 
         f"unix:@asyncserver-test-{os.getpid()}-{id(tmp_path)}",
         "tls+tcp://127.0.0.1:0",
     ]
-    async with local_server(echo, *addresses, tls=tls) as server:
+    async with local_server(echo, *addresses, tls=server_context) as server:
         kinds = [type(address) for address in server.addresses]
         assert kinds.count(UnixAddress) == 3
         assert all(address.port for address in server.addresses if isinstance(address, TCPAddress))
@@ -141,7 +133,7 @@ async def test_a_mix_of_addresses(tmp_path: Path, tls: Any, client_tls: Any) -> 
         assert [listener.address for listener in server.listeners] == list(server.addresses)
         for index, address in enumerate(server.addresses):
             if address.tls:
-                async with await TLSClient.connect(server, client_tls, index=index) as secure:
+                async with await TLSClient.connect(server, client_context, index=index) as secure:
                     assert await secure.ask(b"hello") == b"hello"
             else:
                 async with await Client.connect(server, index=index) as client:
@@ -342,7 +334,7 @@ async def test_a_failed_start_leaves_nothing_bound(fails: str, tmp_path: Path) -
             await within(server.aclose())
 
 
-async def test_start_cancelled_at_every_await(tmp_path: Path, tls: Any) -> None:
+async def test_start_cancelled_at_every_await(tmp_path: Path, server_context: ssl.SSLContext) -> None:
     """Whichever turn of the loop the cancellation comes in, nothing is open afterwards."""
     entered: list[int] = []
 
@@ -356,7 +348,7 @@ async def test_start_cancelled_at_every_await(tmp_path: Path, tls: Any) -> None:
             await asyncio.sleep(0)
             entered.pop()
 
-    server = local_server(echo, LOOPBACK, f"unix:{tmp_path}/s", tls=tls, lifespan=lifespan)
+    server = local_server(echo, LOOPBACK, f"unix:{tmp_path}/s", tls=server_context, lifespan=lifespan)
     for turns in range(1_000):
         starting = asyncio.ensure_future(server.start())
         for _ in range(turns):

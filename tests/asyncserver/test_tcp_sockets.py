@@ -217,11 +217,7 @@ def test_missing_address_is_an_error_where_there_is_ipv6(
 
 @needs_ipv6
 def test_all_or_nothing(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as keeper, socket.socket(socket.AF_INET6) as blocker:
-        # Bound, shared and not listening, it keeps the port in IPv4 from tests that run beside this one.
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        keeper.bind(("127.0.0.1", 0))
-        port = keeper.getsockname()[1]
+    with kept_port() as port, socket.socket(socket.AF_INET6) as blocker:
         blocker.bind(("::1", port))
         blocker.listen()
         resolve_to(monkeypatch, "127.0.0.1", "::1")

@@ -33,7 +33,7 @@ from asyncserver.testing import Client, DatagramClient, TLSClient, certificates,
 from asyncserver.testing.bounds import when_there_is_room
 from asyncserver.testing.places import make_short_directory, short_directory
 from asyncserver.testing.targets import locate
-from tests.clients import LOOPBACK, echo
+from tests.clients import LOOPBACK, echo, kept_port
 from tests.datagrams import echo_datagram
 from tests.processes import run_python
 from tests.waiting import MS, PATIENCE, stays, wait_until, within
@@ -392,15 +392,10 @@ async def test_nobody_listens() -> None:
     async with serving(echo) as server:
         with pytest.raises(ssl.SSLError):
             await TLSClient.connect(server, server_hostname=None)
-    # Who is bound, and does not listen or receives from itself alone, keeps the port from others.
-    with socket.socket() as bound, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-        for sock in bound, other:
-            sock.bind(("127.0.0.1", 0))
-            sock.setblocking(False)
-        other.connect(other.getsockname())
+    with kept_port() as port, kept_port(kind=socket.SOCK_DGRAM) as other:
         with pytest.raises(ConnectionRefusedError):
-            await Client.connect(f"tcp://127.0.0.1:{bound.getsockname()[1]}")
-        async with await DatagramClient.connect(f"udp://127.0.0.1:{other.getsockname()[1]}") as client:
+            await Client.connect(f"tcp://127.0.0.1:{port}")
+        async with await DatagramClient.connect(f"udp://127.0.0.1:{other}") as client:
             with pytest.raises(ConnectionRefusedError):
                 await client.ask(b"hello")
 

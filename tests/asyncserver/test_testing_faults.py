@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import select
-import socket
 import socketserver
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from asyncserver.testing import (
     serving_datagrams,
     serving_in_thread,
 )
-from tests.clients import complaints, echo
+from tests.clients import complaints, echo, kept_port
 from tests.datagrams import adds_up, echo_datagram
 from tests.waiting import MS, PATIENCE, stays, wait_until, within
 
@@ -183,9 +182,8 @@ async def test_the_mappings_are_complete() -> None:
 
 
 async def test_a_server_that_is_gone() -> None:
-    with socket.socket() as bound:  # It does not listen, and keeps the port from others.
-        bound.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
+    with kept_port() as port:
+        address = f"tcp://127.0.0.1:{port}"
         for fault in faults.FAULTS.values():
             with pytest.raises(ConnectionRefusedError):
                 await fault(address)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -32,7 +31,8 @@ from asyncserver.testing import (
 )
 from tests.clients import echo
 from tests.conftest import LOOP_FACTORIES
-from tests.waiting import MS, PATIENCE, wait_until, wait_until_blocking, within
+from tests.processes import sleeping_child
+from tests.waiting import MS, PATIENCE, wait_until, within
 
 IMPATIENT = 20 * MS
 
@@ -56,10 +56,7 @@ def forget_thread(kept: ExitStack) -> None:
 
 
 def forget_child(kept: ExitStack) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    kept.callback(child.wait)
-    # Popen() returns in the midst of the child's execve(2), when it has no command line yet.
-    wait_until_blocking(lambda: b"sleep(60)" in Path(f"/proc/{child.pid}/cmdline").read_bytes())
+    kept.callback(sleeping_child().wait)
 
 
 def test_a_child_of_before_may_end_and_keeps_its_status() -> None:

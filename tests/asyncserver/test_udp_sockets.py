@@ -18,6 +18,7 @@ from asyncserver.datagram_socket_options import configure_datagrams, report_smal
 from asyncserver.datagram_sockets import open_datagram_sockets
 from asyncserver.errors import BindError, OptionError
 from asyncserver.udp_sockets import open_udp_sockets
+from tests.clients import kept_port
 from tests.leaks import open_descriptors
 from tests.unprivileged import run_unprivileged
 
@@ -158,13 +159,9 @@ def test_address_of_another_machine(opened: Open) -> None:
 @needs_ipv6
 def test_all_or_nothing(opened: Open) -> None:
     with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as keeper,
+        kept_port(kind=socket.SOCK_DGRAM) as port,
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as blocker,
     ):
-        # Bound and shared, it keeps the port in IPv4 from tests that run beside this one.
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        keeper.bind(("127.0.0.1", 0))
-        port = keeper.getsockname()[1]
         blocker.bind(("::1", port))
         before = open_descriptors()
         with pytest.raises(BindError, match=rf"\[::\]:{port} is in use"):

@@ -486,19 +486,12 @@ async def test_half_closing(site: Site) -> None:
     assert not site.errors
 
 
-@pytest.fixture
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Of a server and of a client."""
-    return authority().server_context(), authority().client_context()
-
-
 async def test_a_handler_begins_tls_itself(
-    site: Site, contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+    site: Site, server_context: ssl.SSLContext, client_context: ssl.SSLContext
 ) -> None:
     """``wrap_socket()`` takes the descriptor away from the socket, as ``detach()`` does."""
-    context, client_context = contexts
     facade = compat.LegacyServer(Sockets)
-    facade.context = context  # type: ignore[attr-defined]
+    facade.context = server_context  # type: ignore[attr-defined]
     async with site.server(Sockets, facade=facade) as server, await site.connect(server) as client:
         await client.send(b"wraps")
         assert await client.receive_exactly(4) == b"ok: "

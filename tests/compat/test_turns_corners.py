@@ -38,12 +38,12 @@ def test_handle_request_does_not_wait_at_max_children(loop_name: LoopName) -> No
     """Only after its timeout; and the end of a child takes none of the program's own with it."""
 
     def scenario(socketserver: Any) -> list[Any]:
-        class Handler(socketserver.StreamRequestHandler):  # type: ignore[misc]
+        class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 self.wfile.write(b"begun")
                 self.rfile.readline()
 
-        class Server(socketserver.ForkingTCPServer):  # type: ignore[misc]
+        class Server(socketserver.ForkingTCPServer):
             max_children = 2
             timeout = None
 
@@ -77,7 +77,7 @@ def test_active_children_of_another_meaning(kind: str, loop_name: LoopName) -> N
     """On a server that forks nothing: a set of processes is the program's as well."""
 
     def scenario(socketserver: Any) -> list[Any]:
-        class Handler(socketserver.BaseRequestHandler):  # type: ignore[misc]
+        class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 answer(self, b"served")
 
@@ -105,7 +105,7 @@ def test_a_fifo_that_is_opened_anew(loop_name: LoopName, tmp_path: Path) -> None
         os.mkfifo(path)
         received: list[bytes] = []
 
-        class Server(socketserver.BaseServer):  # type: ignore[misc]
+        class Server(socketserver.BaseServer):
             fd = -1
 
             def fileno(self) -> int:
@@ -145,11 +145,11 @@ def test_an_epoll_object_that_is_made_anew(loop_name: LoopName) -> None:
     """All of them have the same inode."""
 
     def scenario(socketserver: Any) -> list[Any]:
-        class Handler(socketserver.BaseRequestHandler):  # type: ignore[misc]
+        class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 answer(self, b"served")
 
-        class Server(socketserver.TCPServer):  # type: ignore[misc]
+        class Server(socketserver.TCPServer):
             watch: Any = None
 
             def fileno(self) -> int:
@@ -228,7 +228,7 @@ def test_a_copy_of_a_server_that_has_served(loop_name: LoopName) -> None:
     """It is a server of its own, also when the original has gone."""
 
     def scenario(socketserver: Any) -> list[Any]:
-        class Handler(socketserver.BaseRequestHandler):  # type: ignore[misc]
+        class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 answer(self, self.server.name)
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -159,12 +158,6 @@ async def beside(manager: AbstractContextManager[Proxy]) -> AsyncIterator[Proxy]
 # Clients.
 
 
-def client_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(authority().file)
-    return context
-
-
 def ask(port: int, request: bytes, *, encrypted: bool = False) -> bytes:
     """Everything that comes back on a connection of its own, on which the client finishes first."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as plain:
@@ -172,7 +165,7 @@ def ask(port: int, request: bytes, *, encrypted: bool = False) -> bytes:
             plain.sendall(request)
             plain.shutdown(socket.SHUT_WR)
             return plain.makefile("rb").read()
-        with client_context().wrap_socket(plain, server_hostname="localhost") as client:
+        with authority().client_context().wrap_socket(plain, server_hostname="localhost") as client:
             client.sendall(request)
             return client.makefile("rb").readline()
 
